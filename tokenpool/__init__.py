@@ -1,0 +1,1 @@
+import tokenpool.models
