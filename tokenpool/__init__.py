@@ -1,1 +1,15 @@
-import tokenpool.models
+"""Token Pooling in Vision Transformers (Marin et al., 2021/2023): put any token downsampler into any timm ViT.
+
+    import timm, tokenpool as tp
+
+    vit = timm.create_model("deit_small_patch16_224", pretrained=True)
+    pooled = tp.PooledViT(vit, saving=0.42)         # shares vit's parameters
+    logits = pooled(images)
+"""
+
+import tokenpool.models  # registers deit_e252, deit_e318 and pebbles_vit with timm
+from tokenpool.methods import init_names, method_names, pool_tokens
+from tokenpool.pool import Pooled
+
+__version__ = "0.1.0"
+__all__ = ["Pooled", "init_names", "method_names", "pool_tokens"]

@@ -1,0 +1,112 @@
+"""How many tokens to keep after each block: K = [K_1 .. K_L], patch tokens only (class and register tokens stay).
+
+K is the same for every picture, so shapes are static (paper; S). The paper finds it with PoWER-BERT's soft masks;
+`from_soft_masks` reads those. Without a search, a geometric series is the plain choice: `geometric`, and
+`for_saving`, which finds the series that meets a cost budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+
+def check_schedule(schedule: Sequence[int], depth: int, n: int, prefix: int = 0) -> tuple[int, ...]:
+    """A schedule as a tuple; a ValueError with what came, what is allowed and what to type where it is not one.
+
+    Args:
+        depth: number of blocks. n: patch tokens of the model. prefix: tokens that are never pooled.
+    """
+    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
+        raise ValueError(f"A schedule is a list with the tokens to keep after each block; {schedule!r} came. "
+                         f"For this model: schedule=[...] with {depth} numbers, or keep=0.9, or saving=0.42.")
+    ks = tuple(schedule)
+    if len(ks) != depth:
+        raise ValueError(f"The schedule has {len(ks)} entries, the model {depth} blocks. "
+                         f"Give the tokens to keep after each block, {depth} numbers.")
+    before = n
+    for block, k in enumerate(ks):
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise ValueError(f"schedule[{block}] is {k!r}, which is not a number of tokens. Use ints from 1 to {n}.")
+        if k < 1:
+            raise ValueError(f"schedule[{block}] = {k} keeps no token. Use at least 1.")
+        if k > n:
+            prefix_note = (f"{n + prefix} - {prefix} that can be pooled ({prefix} prefix "
+                           f"token{'s are' if prefix > 1 else ' is'} kept)" if prefix else f"{n} there are")
+            raise ValueError(f"schedule[{block}] = {k} asks for more tokens than the {prefix_note}. Use k <= {n}.")
+        if k > before:
+            raise ValueError(f"The schedule rises from {before} to {k} at schedule[{block}]; tokens that are gone do "
+                             f"not come back. Use numbers that stay equal or fall.")
+        before = k
+    return ks
+
+
+def geometric(n: int, depth: int, keep: float) -> tuple[int, ...]:
+    """Keep the share `keep` of the tokens after each block but the last: round(n * keep^l), at least 1.
+
+    Nothing is pooled after the last block: a class-token head would not notice, and it would save nothing.
+
+    >>> geometric(196, 12, 0.9)
+    (176, 159, 143, 129, 116, 104, 94, 84, 76, 68, 62, 62)
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep={keep} is not a share of tokens. Use a number above 0 and up to 1, such as 0.9.")
+    ks = [max(1, round(n * keep ** (block + 1))) for block in range(depth - 1)]
+    return tuple(ks + ks[-1:]) if ks else (n,)
+
+
+def for_saving(saving: float, n: int, depth: int, macs: Callable[[Sequence[int]], int]) -> tuple[int, ...]:
+    """The geometric schedule whose cost is (1 - saving) times the plain model's, to within 1 % of the latter.
+
+    Args:
+        saving: share of the multiply-adds to save, clustering counted in. 0 keeps everything.
+        macs: cost of a schedule, clustering included; called some fifty times.
+
+    Raises:
+        ValueError: no geometric schedule saves that much, or comes within 1 % of it.
+    """
+    if isinstance(saving, bool) or not 0 <= saving < 1:
+        raise ValueError(f"saving={saving} is not a share of the computations. "
+                         "Use a number from 0 up to (not including) 1; the paper's is 0.42.")
+    everything = (n,) * depth
+    if saving == 0:
+        return everything
+    plain = macs(everything)
+    target = (1 - saving) * plain
+    low, high = 0.0, 1.0
+    least = geometric(n, depth, 1e-9)
+    if macs(least) > target * 1.005:
+        raise ValueError(f"saving={saving} cannot be reached: one token after the first block still costs "
+                         f"{macs(least) / plain:.1%} of the plain model. Use saving <= {1 - macs(least) / plain:.2f}.")
+    for _ in range(50):
+        middle = (low + high) / 2
+        if macs(geometric(n, depth, middle or 1e-9)) > target:
+            high = middle
+        else:
+            low = middle
+    best = min((geometric(n, depth, max(rate, 1e-9)) for rate in (low, high)), key=lambda ks: abs(macs(ks) - target))
+    if abs(macs(best) - target) > 0.01 * plain:
+        raise ValueError(f"No geometric schedule saves {saving:.0%}: the nearest saves {1 - macs(best) / plain:.1%}, "
+                         "because the clustering itself costs more than a few tokens less save. "
+                         "Use a larger saving, a cheaper method, or give schedule=[...].")
+    return best
+
+
+def from_soft_masks(masks: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """PoWER-BERT's reading of learned soft masks: K_l = floor(sum of mask l), at least 1, never rising (P).
+
+    Args:
+        masks: one row per block, each value in [0, 1]: how much of the token of that rank is kept.
+
+    >>> from_soft_masks([[1, 1, 0.9, 0.4], [1, 1, 1, 0.9], [0.2, 0.1, 0, 0]])
+    (3, 3, 1)
+    """
+    ks: list[int] = []
+    for block, mask in enumerate(masks):
+        values = [float(v) for v in mask]
+        if not all(0 <= v <= 1 for v in values):
+            raise ValueError(f"Soft mask {block} holds values from {min(values):g} to {max(values):g}; "
+                             "clip them to [0, 1] as the search does.")
+        # 1e-6: 0.1 + 0.2 + ... may miss a whole number by rounding
+        k = max(1, int(sum(values) + 1e-6))
+        ks.append(min(k, ks[-1]) if ks else k)
+    return tuple(ks)
