@@ -7,9 +7,12 @@
     logits = pooled(images)
 """
 
-import tokenpool.models  # registers deit_e252, deit_e318 and pebbles_vit with timm
+import tokenpool.models  # noqa: F401  registers deit_e252, deit_e318 and pebbles_vit with timm
+from tokenpool.attention import significance
+from tokenpool.cost import Cost
 from tokenpool.methods import init_names, method_names, pool_tokens
 from tokenpool.pool import Pooled
+from tokenpool.vit import PooledViT, Trace, macs
 
 __version__ = "0.1.0"
-__all__ = ["Pooled", "init_names", "method_names", "pool_tokens"]
+__all__ = ["Cost", "Pooled", "PooledViT", "Trace", "init_names", "macs", "method_names", "pool_tokens", "significance"]

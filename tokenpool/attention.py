@@ -1,0 +1,184 @@
+"""The significance score, and the one attention forward that can report it.
+
+A token's score is the attention it receives from all others (PoWER-BERT; P). timm's fused attention never forms the
+attention matrix, so a block that pools by score runs `block_with_score`: timm's own modules in timm's own order, with
+an explicit softmax in the middle. A test holds it equal to timm's block for every block type below; any other type is
+refused. Blocks that need no score never come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from timm.layers import Attention, AttentionRope, DiffAttention, apply_rot_embed_cat
+from timm.models import eva as timm_eva
+from timm.models import vision_transformer as timm_vit
+from torch import Tensor, nn
+
+#: attention (batch, heads, queries, keys), prefix -> (batch, patch tokens): name -> (function, story)
+SCORES: dict[str, tuple[Callable[[Tensor, int], Tensor], str]] = {
+    "received": (lambda a, p: (a.sum(2) - a.diagonal(dim1=2, dim2=3)).mean(1)[:, p:],
+                 "attention received from all other tokens, averaged over heads (PoWER-BERT's code; P)"),
+    "received_with_self": (lambda a, p: a.sum(2).mean(1)[:, p:],
+                           "the same, with the attention a token pays to itself (TokenReduction's code; P)"),
+    "class_token": (lambda a, p: a[:, :, 0].mean(1)[:, p:],
+                    "attention received from the class token (EViT; P)"),
+}
+
+
+def significance(attention: Tensor, prefix: int = 1, kind: str = "received") -> Tensor:
+    """Score of every patch token.
+
+    Args:
+        attention: (batch, heads, tokens, tokens), rows are queries and sum to one.
+        prefix: class and register tokens in front; they count as queries and get no score.
+        kind: a name of `SCORES`. The paper's is "received" (S); whether it leaves out a token's attention to itself
+            is known of PoWER-BERT's code only (P).
+
+    >>> a = torch.tensor([[[[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.0, 1.0, 0.0]]]])
+    >>> significance(a)          # 0.3 + 1.0 for the first patch, 0.2 + 0.3 for the second
+    tensor([[1.3000, 0.5000]])
+    """
+    return SCORES[kind][0](attention, prefix)
+
+
+def block_with_score(block: nn.Module, x: Tensor, rope: Tensor | None, bias: Tensor | None
+                     ) -> tuple[Tensor, Tensor]:
+    """A whole block: tokens (B, N, C) -> tokens after it and its attention (B, heads, N, N)."""
+    if isinstance(block, (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)):
+        return _parallel_scaling(block, x, bias)
+    x, attention = attention_half(block, x, rope, bias)
+    return mlp_half(block, x), attention
+
+
+def attention_half(block: nn.Module, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The first half of a block: x + attention(x), and the attention matrix."""
+    if isinstance(block, timm_vit.ParallelThingsBlock):
+        parts = [_attend(a.attn, a.norm(x), rope, bias) for a in block.attns]
+        y = torch.stack([a.drop_path(a.ls(part[0])) for a, part in zip(block.attns, parts, strict=True)]).sum(0)
+        return x + y, torch.stack([part[1] for part in parts]).mean(0)
+    if isinstance(block, (timm_vit.ResPostBlock, timm_eva.EvaBlockPostNorm)):
+        y, attention = _attend(block.attn, x, rope, bias)
+        return x + block.drop_path1(block.norm1(y)), attention
+    y, attention = _attend(block.attn, block.norm1(x), rope, bias)
+    if isinstance(block, timm_eva.EvaBlock):
+        y = y if block.gamma_1 is None else block.gamma_1 * y
+    else:
+        y = block.ls1(y)
+    return x + block.drop_path1(y), attention
+
+
+def mlp_half(block: nn.Module, x: Tensor) -> Tensor:
+    """The second half of a block: x + MLP(x)."""
+    if isinstance(block, timm_vit.ParallelThingsBlock):
+        return x + torch.stack([ffn(x) for ffn in block.ffns]).sum(0)
+    if isinstance(block, (timm_vit.ResPostBlock, timm_eva.EvaBlockPostNorm)):
+        return x + block.drop_path2(block.norm2(block.mlp(x)))
+    y = block.mlp(block.norm2(x))
+    if isinstance(block, timm_eva.EvaBlock):
+        y = y if block.gamma_2 is None else block.gamma_2 * y
+    else:
+        y = block.ls2(y)
+    return x + block.drop_path2(y)
+
+
+TWO_HALVES = (timm_vit.Block, timm_vit.ResPostBlock, timm_vit.ParallelThingsBlock,
+              timm_eva.EvaBlock, timm_eva.EvaBlockPostNorm)
+ONE_PIECE = (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)
+ATTENTIONS = (Attention, AttentionRope, timm_eva.EvaAttention, DiffAttention)
+
+
+def attentions(block: nn.Module) -> list[nn.Module]:
+    """The attention modules of a block; a block in one piece is its own."""
+    if isinstance(block, timm_vit.ParallelThingsBlock):
+        return [a.attn for a in block.attns]
+    return [block] if isinstance(block, ONE_PIECE) else [block.attn]
+
+
+def why_not(block: nn.Module) -> str | None:
+    """Why a block cannot be pooled, or None. Exact types: a subclass may compute something else."""
+    if type(block) not in TWO_HALVES + ONE_PIECE:
+        return f"its blocks are of type {type(block).__name__}"
+    for attn in attentions(block):
+        if type(attn) not in ATTENTIONS + ONE_PIECE:
+            return f"its attention is of type {type(attn).__name__}"
+    return None
+
+
+# ---- timm's attention modules, with the matrix in the open ----
+
+def _attend(attn: nn.Module, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    B, N, _ = x.shape
+    if isinstance(attn, DiffAttention):
+        q, k, v = attn.qkv(x).chunk(3, dim=2)
+        y, attention = _differential(attn, q, k, v, bias)
+        return attn.proj_drop(attn.proj(attn.norm(y))), attention
+    q, k, v = _queries_keys_values(attn, x)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if rope is not None:
+        p, half = attn.num_prefix_tokens, attn.rotate_half
+        q, k = (torch.cat([t[:, :, :p], apply_rot_embed_cat(t[:, :, p:], rope, half=half)], 2).type_as(v)
+                for t in (q, k))
+    if getattr(attn, "num_kv_groups", 1) > 1:
+        k, v = (t.repeat_interleave(attn.num_kv_groups, dim=1) for t in (k, v))
+    attention = _softmax(q, k, attn.scale, bias)
+    y = (attn.attn_drop(attention) @ v).transpose(1, 2).reshape(B, N, -1)
+    y = attn.norm(y)
+    if getattr(attn, "gate", None) is not None:
+        y = y * attn.gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(y)), attention
+
+
+def _softmax(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    logits = (q * scale) @ k.mT
+    return (logits if bias is None else logits + bias).softmax(-1).to(q.dtype)
+
+
+def _queries_keys_values(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """(B, heads, N, head_dim) each, for fused and separate projections and EVA's bias without a key part."""
+    def heads(t: Tensor, n: int) -> Tensor:
+        return t.reshape(*t.shape[:2], n, -1).transpose(1, 2)
+
+    if getattr(attn, "q_proj", None) is not None:
+        kv_heads = getattr(attn, "num_kv_heads", attn.num_heads)
+        return (heads(attn.q_proj(x), attn.num_heads), heads(attn.k_proj(x), kv_heads), heads(attn.v_proj(x), kv_heads))
+    if getattr(attn, "q_bias", None) is not None:
+        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        qkv = attn.qkv(x) + bias if attn.qkv_bias_separate else nn.functional.linear(x, attn.qkv.weight, bias)
+    else:
+        qkv = attn.qkv(x)
+    return tuple(heads(t, attn.num_heads) for t in qkv.chunk(3, dim=-1))
+
+
+def _differential(attn: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Softmax minus lambda times a second softmax. The score is read off the first, which is a distribution (I)."""
+    B, N, C = q.shape
+    q, k = (t.reshape(B, N, 2 * attn.num_heads, attn.head_dim).transpose(1, 2) for t in (q, k))
+    v = v.reshape(B, N, attn.num_heads, 2 * attn.head_dim).transpose(1, 2)
+    both = _softmax(attn.q_norm(q), attn.k_norm(k), attn.scale, bias)
+    first, second = attn.attn_drop(both).view(B, attn.num_heads, 2, N, N).unbind(2)
+    # two products, as in timm's fused path
+    y = first @ v - attn._compute_lambda().type_as(q) * (second @ v)
+    y = attn.sub_norm(y) * (1 - attn.lambda_init)
+    return y.transpose(1, 2).reshape(B, N, C), both.view(B, attn.num_heads, 2, N, N)[:, :, 0]
+
+
+def _parallel_scaling(block: nn.Module, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Blocks that compute attention and MLP side by side out of one projection."""
+    B, N, C = x.shape
+    mlp, q, k, v = torch.split(block.in_proj(block.in_norm(x)), block.in_split, dim=-1)
+    if block.mlp_bias is not None:
+        mlp = mlp + block.mlp_bias
+    if isinstance(block, timm_vit.DiffParallelScalingBlock):
+        y, attention = _differential(block, q, k, v, bias)
+    else:
+        q, k, v = (t.view(B, N, block.num_heads, block.head_dim) for t in (q, k, v))
+        attention = _softmax(block.q_norm(q).transpose(1, 2), block.k_norm(k).transpose(1, 2), block.scale, bias)
+        y = (block.attn_drop(attention) @ v.transpose(1, 2)).transpose(1, 2).reshape(B, N, C)
+    mlp = block.mlp_drop(block.mlp_act(mlp))
+    if getattr(block, "attn_out_proj", None) is not None:
+        y = block.attn_out_proj(y) + block.mlp_out_proj(mlp)
+    else:
+        y = block.out_proj(torch.cat((y, mlp), dim=-1))
+    return x + block.drop_path(block.ls(y)), attention
