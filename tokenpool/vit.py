@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenpool import attention as scored
+from tokenpool import pool
 from tokenpool.cost import BlockShape, Cost, ModelShape, count_macs
 from tokenpool.methods import Pooling, count, inertia, one_of
 from tokenpool.pool import take
@@ -42,6 +43,7 @@ class TraceStep:
     labels: Tensor                  # (B, N0) which of the K tokens stands in for each original patch
     counts: Tensor                  # (B, K)  how many original patches each token stands for
     inertia: Tensor                 # (B,)    reconstruction error of this pooling; 0 where nothing was pooled
+    error: Tensor                   # (B,)    the same unweighted, as a share of the tokens' variance: 0 = lossless
     score: Tensor | None            # (B, N)  significance of the tokens before pooling, where it was needed
     tokens: Tensor                  # (B, K, C)
 
@@ -66,6 +68,7 @@ class _State:
     labels: Tensor | None = None            # (B, N0), where somebody watches
     score: Tensor | None = None
     inertia: Tensor | None = None
+    error: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -194,9 +197,10 @@ class PooledViT(nn.Module):
             patches = tokens[:, prefix:]
             labels = state.labels
             assert labels is not None
-            lost = state.inertia
-            steps.append(TraceStep(patches.shape[1], lost is not None, labels, count(labels, patches.shape[1]),
-                                   patches.new_zeros(len(patches)) if lost is None else lost, state.score, patches))
+            zero = patches.new_zeros(len(patches))
+            steps.append(TraceStep(patches.shape[1], state.inertia is not None, labels,
+                                   count(labels, patches.shape[1]), zero if state.inertia is None else state.inertia,
+                                   zero if state.error is None else state.error, state.score, patches))
 
         tokens, state = self._run(x, generator, watch)
         return Trace(self._head(self.vit.norm(tokens), state.counts), state.grid, tuple(steps))
@@ -242,7 +246,7 @@ class PooledViT(nn.Module):
         for index, block in enumerate(vit.blocks[:blocks]):
             here = rope[index] if mixed else rope
             k = schedule[index]
-            state.score = state.inertia = None
+            state.score = state.inertia = state.error = None
             if k >= n:
                 x = self._plain(block, x, here, state)
             else:
@@ -301,6 +305,7 @@ class PooledViT(nn.Module):
                 state.score = weights
                 state.inertia = inertia(patches, tokens, labels, weights if self.pooling.spec.weighted else None,
                                         state.counts)
+                state.error = inertia(patches, tokens, labels) / pool.centred(patches).square().sum((1, 2))
             if grid:
                 sums = (labels[..., None] == torch.arange(k, device=x.device)).mT.to(state.place.dtype)
                 state.place = (sums @ state.place.expand(len(x), -1, -1)) / sums.sum(2, keepdim=True)
@@ -465,16 +470,15 @@ def model_shape(vit: nn.Module, patches: int | None = None) -> ModelShape:
     n = patches or vit.patch_embed.num_patches
     head = _linear(vit.head) + _linear(getattr(vit, "head_dist", None))
     head_token = 0
-    pool = getattr(vit, "attn_pool", None)
-    if isinstance(pool, AttentionPoolLatent):
-        width = pool.num_heads * pool.head_dim
-        head += pool.latent_len * (_linear(pool.q) + _linear(pool.proj) + _linear(pool.mlp))
-        head_token = _linear(pool.kv) + 2 * pool.latent_len * width
-    elif pool is not None:
-        raise ValueError(f"The cost of a {type(pool).__name__} head is not known. Count it with torch's FLOP counter.")
+    attn = getattr(vit, "attn_pool", None)
+    if isinstance(attn, AttentionPoolLatent):
+        head += attn.latent_len * (_linear(attn.q) + _linear(attn.proj) + _linear(attn.mlp))
+        head_token = _linear(attn.kv) + 2 * attn.latent_len * attn.num_heads * attn.head_dim
+    elif attn is not None:
+        raise ValueError(f"The cost of a {type(attn).__name__} head is not known. Count it with torch's FLOP counter.")
     elif not vit.global_pool and type(vit) is not VisionTransformerDistilled:
         head, head_token = 0, head
-    prefix_seen = isinstance(vit, Eva) or bool(getattr(vit, "pool_include_prefix", False)) or pool is None
+    prefix_seen = isinstance(vit, Eva) or bool(getattr(vit, "pool_include_prefix", False)) or attn is None
     return ModelShape(n, vit.num_prefix_tokens, vit.embed_dim, _stem(vit, n),
                       tuple(_block_shape(b) for b in vit.blocks), head, head_token, prefix_seen)
 

@@ -1,0 +1,101 @@
+"""Models with their weights: the one that ships, timm's own, or a file; checked before it is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+SHIPPED = "pebbles_vit"
+
+
+def data_folder() -> Path:
+    """`data/` of the checkout, or its copy inside an installed wheel."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / "data", package / "_data"):
+        if (folder / "checksums.txt").exists():
+            return folder
+    raise FileNotFoundError(f"The data that ships is missing: no checksums.txt in {package.parent / 'data'}. "
+                            "Clone the repository again, or install the package again.")
+
+
+def shipped_weights() -> Path:
+    """Path of the shipped weights, after comparing their checksum."""
+    folder = data_folder()
+    path = folder / SHIPPED / "model.safetensors"
+    wanted = dict(reversed(line.split()) for line in (folder / "checksums.txt").read_text().splitlines() if line)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing. Bring it back with `git checkout data` "
+                                "or make it again with `make train-default`.")
+    if sha256(path) != wanted[f"{SHIPPED}/model.safetensors"]:
+        raise ValueError(f"{path} is damaged: its checksum is not the one in {folder / 'checksums.txt'}. "
+                         "Bring it back with `git checkout data`.")
+    return path
+
+
+def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: bool = False) -> nn.Module:
+    """A timm model by name, in evaluation mode, with the weights asked for.
+
+    Args:
+        name: any timm model name, or pebbles_vit, deit_e252_patch16_224, deit_e318_patch16_224.
+        checkpoint: .safetensors or .pth file. None: the shipped weights for pebbles_vit, else random ones.
+        pretrained: timm's public weights, from its cache or the network.
+    """
+    known = timm.list_models()
+    if name.split(".")[0] not in known:
+        from tokenpool.methods import one_of
+        one_of("model", name, known, "See timm.list_models().")
+    try:
+        model = timm.create_model(name, pretrained=pretrained and checkpoint is None)
+    except OSError as error:
+        raise OSError(f"The public weights of {name} are not in the cache and could not be fetched "
+                      f"({type(error).__name__}). Connect to the network once, or pass --checkpoint FILE.") from error
+    if checkpoint is None and name == SHIPPED and not pretrained:
+        checkpoint = shipped_weights()
+    if checkpoint is not None:
+        _load(model, name, Path(checkpoint))
+    return model.eval()
+
+
+def _load(model: nn.Module, name: str, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}. Give the path of a .safetensors or .pth file.")
+    try:
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu",
+                                                                                      weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: "
+                         f"{str(error).splitlines()[0]}). Copy or download it again.") from error
+    except Exception as error:         # torch.load: pickle errors of many kinds
+        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}). "
+                         "Copy or download it again.") from error
+    for key in ("model", "state_dict"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict.")
+    own = model.state_dict()
+    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
+    extra = [k for k in state if k not in own]
+    if wrong or extra:
+        raise ValueError(f"{path} does not fit {name}: {len(wrong)} tensors missing or of another shape, "
+                         f"{len(extra)} too many (first: {(wrong + extra)[0]}). Use the --model it was trained as.")
+    model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Twelve hex digits that change with any weight."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:12]
