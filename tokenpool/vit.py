@@ -46,6 +46,7 @@ class TraceStep:
     error: Tensor                   # (B,)    the same unweighted, as a share of the tokens' variance: 0 = lossless
     score: Tensor | None            # (B, N)  significance of the tokens before pooling, where it was needed
     tokens: Tensor                  # (B, K, C)
+    origin: Tensor | None           # (B, K)  original patch of each token: the one kept, or its cluster's centre
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class _State:
 
     grid: tuple[int, int]
     counts: Tensor | None = None            # (B, n), where counts are carried
-    origin: Tensor | None = None            # (B, n) original patch of each token, where rotary positions need it
+    origin: Tensor | None = None            # (B, n) original patch of each token, for rotary positions and watchers
     place: Tensor | None = None             # (B, n, 2) mean row and column of each token, where the grid needs it
     labels: Tensor | None = None            # (B, N0), where somebody watches
     score: Tensor | None = None
@@ -200,7 +201,8 @@ class PooledViT(nn.Module):
             zero = patches.new_zeros(len(patches))
             steps.append(TraceStep(patches.shape[1], state.inertia is not None, labels,
                                    count(labels, patches.shape[1]), zero if state.inertia is None else state.inertia,
-                                   zero if state.error is None else state.error, state.score, patches))
+                                   zero if state.error is None else state.error, state.score, patches,
+                                   state.origin))
 
         tokens, state = self._run(x, generator, watch)
         return Trace(self._head(self.vit.norm(tokens), state.counts), state.grid, tuple(steps))
@@ -311,7 +313,7 @@ class PooledViT(nn.Module):
                 state.place = (sums @ state.place.expand(len(x), -1, -1)) / sums.sum(2, keepdim=True)
             if self.carry_counts:
                 state.counts = count(labels, k, state.counts)
-        if rotary:
+        if rotary or watched:
             indices = choice.indices
             if indices is None:                        # a grid cell rotates like the first of its tokens
                 assert choice.labels is not None

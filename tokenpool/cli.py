@@ -1,0 +1,190 @@
+"""`tokenpool`: the command line. Every mistake is answered in one sentence and an exit code, never with a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_EPILOG = """examples:
+  tokenpool reproduce                              every method at six budgets, a few minutes on two cores
+  tokenpool reproduce --figure 6 --seeds 10        only the start study, more seeds
+  tokenpool reproduce --method top_k wk_medoids --budget 0.42
+  tokenpool macs deit_small_patch16_224 --saving 0.42
+  tokenpool train-default                          make the shipped weights again
+
+Stopped runs go on where they were: type the same command again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 something to mend, 130 stopped by Ctrl-C."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("timm", "httpx", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        args.run(args)
+        return 0
+    except KeyboardInterrupt:
+        print("\ntokenpool: stopped. What was finished is saved; the same command goes on from there.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
+        if args.traceback:
+            raise
+        print(f"tokenpool: {_sentence(error)}", file=sys.stderr)
+        return 2
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, PermissionError) and error.filename:
+        return f"No permission to write {error.filename}. Give another folder with --out."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}. Free the disk or give another folder with --out."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, RuntimeError):
+        return f"{lines[0]} (add --traceback to see where)"
+    return " ".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from tokenpool import __version__
+    parser = argparse.ArgumentParser(
+        prog="tokenpool", description="Token Pooling in Vision Transformers: fewer tokens, measured.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"tokenpool {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error happened")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("reproduce", help="measure every method without finetuning; table, CSV and page",
+                              description="Measure the paper's methods without finetuning (Fig. 5a, 5b, 6, 9).")
+    run.add_argument("--figure", nargs="+", metavar="FIG", help="5a, 5b, 6, 9; default: all")
+    run.add_argument("--method", nargs="+", metavar="NAME", help="only these methods; default: all of the figures")
+    run.add_argument("--budget", nargs="+", type=float, metavar="SHARE",
+                     help="shares of the computations to save; default: 0.2 0.3 0.42 0.5 0.6 0.7")
+    run.add_argument("--model", default="pebbles_vit", help="any timm ViT; default: the model that ships")
+    run.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, .safetensors or .pth")
+    run.add_argument("--pretrained", action="store_true", help="timm's public weights")
+    run.add_argument("--data", default="pebbles", metavar="NAME",
+                     help="pebbles, a folder (Parquet, or one folder a class), or a timm name; default: pebbles")
+    run.add_argument("--split", default="validation", help="of the data; default: validation")
+    run.add_argument("--download", action="store_true", help="let torch/ data sets download themselves")
+    run.add_argument("--pictures", type=int, metavar="N", help="how many; default: 600 of pebbles, all of others")
+    run.add_argument("--seeds", type=int, default=5, metavar="N", help="for what draws at random; default: 5")
+    run.add_argument("--device", default="cpu", help="cpu, cuda, mps; default: cpu")
+    run.add_argument("--out", type=Path, default=Path("results/reproduce"), metavar="FOLDER",
+                     help="default: results/reproduce")
+    run.set_defaults(run=_reproduce)
+
+    cost = commands.add_parser("macs", help="count a model's multiply-accumulates, plain and pooled")
+    cost.add_argument("model", help="a timm ViT, such as deit_small_patch16_224")
+    cost.add_argument("--saving", type=float, metavar="SHARE", help="share of the computations to save")
+    cost.add_argument("--method", default="wk_medoids")
+    cost.set_defaults(run=_macs)
+
+    train = commands.add_parser("train-default", help="train the model that ships (about 25 minutes on two cores)")
+    train.add_argument("--out", type=Path, default=Path("results/pebbles_vit"), metavar="FOLDER",
+                       help="default: results/pebbles_vit")
+    train.add_argument("--epochs", type=int, help="default: the shipped recipe's")
+    train.add_argument("--pictures", type=int, help="default: the shipped recipe's")
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _progress():
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    return Progress(BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+                    TimeRemainingColumn(), TextColumn("{task.description}"))
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    import torch
+
+    from tokenpool.runs import evaluate, report
+    from tokenpool.runs.datasets import open_data
+    from tokenpool.runs.figures import summary
+    from tokenpool.runs.results import Results, frame
+    from tokenpool.runs.verdicts import verdicts
+    from tokenpool.runs.weights import SHIPPED, load_model
+
+    wanted = evaluate.settings(args.figure or tuple(evaluate.FIGURES), args.method,
+                               args.budget or evaluate.BUDGETS, args.seeds)
+    kind = args.device.split(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available() or kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"--device {args.device}: PyTorch finds no such device here. Use --device cpu.")
+    results = Results(args.out / "results.csv")
+    model = load_model(args.model, args.checkpoint, args.pretrained)
+    pictures = open_data(args.data, model, args.pictures, args.split, download=args.download)
+    print(f"{args.model} on {pictures.count} pictures of {args.data}; {len(wanted)} measurements")
+    with _progress() as bar:
+        task = bar.add_task("", total=len(wanted))
+        rows = evaluate.measure(model, args.model, pictures, wanted, results, args.device,
+                                lambda what, done, total: bar.update(task, completed=done, description=what))
+    table = frame(rows)
+    said = verdicts(table)
+    page = args.out / "index.html"
+    report.write_page(page, table, said, model if args.model == SHIPPED else None)
+    _print_table(summary(table[table["method"] != "plain"], ["method", "start", "counts"]), table)
+    _print_verdicts(said)
+    print(f"\nrows   {results.path}\npage   {page}   (open it in a browser)")
+
+
+def _print_table(points, table) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    savings = sorted(points["saving"].unique())
+    plain = table[table["method"] == "plain"].iloc[0]
+    shown = Table(title=f"Top-1 in % without finetuning, by share of computations saved (plain model: "
+                        f"{100 * plain['top1']:.1f} %)", header_style="bold", title_justify="left")
+    for name in ("method", "start", "counts"):
+        shown.add_column(name, no_wrap=True)
+    for saving in savings:
+        shown.add_column(f"-{saving:.0%}", justify="right")
+    wide = points.pivot_table(index=["method", "start", "counts"], columns="saving", values="top1", sort=False)
+    wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False).index]
+    best = wide.max()
+    for (method, start, counts), line in wide.iterrows():
+        cells = ["-" if v != v else f"[bold]{100 * v:.1f}*[/bold]" if v == best[s] else f"{100 * v:.1f} "
+                 for s, v in line.items()]
+        shown.add_row(method, start or "-", "carried" if counts else "-", *cells)
+    width = None if sys.stdout.isatty() else 110
+    Console(width=width, highlight=False).print(shown)
+    print("* best at that budget. '-' where the clustering alone costs more than the budget leaves.")
+
+
+def _print_verdicts(said) -> None:
+    import textwrap
+    print("\nThe paper's claims (P: its abstract or captions, S: summaries of it):")
+    width = min(110, os.get_terminal_size().columns if sys.stdout.isatty() else 110)
+    for v in said:
+        print(textwrap.fill(f"{v.verdict.upper()}: {v.claim}. {v.evidence}", width, initial_indent="- ",
+                            subsequent_indent="  "))
+
+
+def _macs(args: argparse.Namespace) -> None:
+    import tokenpool as tp
+    from tokenpool.runs.weights import load_model
+    model = load_model(args.model)
+    print(f"plain   {tp.macs(model)}")
+    if args.saving is not None:
+        pooled = tp.PooledViT(model, saving=args.saving, method=args.method)
+        print(f"pooled  {tp.macs(pooled)}\nK after each block: {' '.join(map(str, pooled.schedule))}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from tokenpool.runs.train import TrainConfig, train_default
+    changed = {k: v for k, v in (("epochs", args.epochs), ("pictures", args.pictures)) if v is not None}
+    with _progress() as bar:
+        task = bar.add_task("", total=None)
+        path = train_default(TrainConfig(**changed), args.out,
+                             progress=lambda what, done, total: bar.update(task, completed=done, total=total,
+                                                                           description=what))
+    print(f"weights  {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

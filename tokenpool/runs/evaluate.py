@@ -1,0 +1,150 @@
+"""`tokenpool reproduce`: every method at every budget without finetuning, as rows.
+
+What is measured is a list of `Setting`s made in advance; each becomes one row. Settings whose row exists are skipped,
+so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tokenpool.methods import METHODS, STARTS, one_of
+from tokenpool.runs.datasets import Pictures
+from tokenpool.runs.results import Results, Row, key_of, provenance, wilson
+from tokenpool.runs.weights import fingerprint
+from tokenpool.vit import PooledViT, macs
+
+BUDGETS = (0.2, 0.3, 0.42, 0.5, 0.6, 0.7)
+#: figure of the paper -> methods it compares; "6" compares the starts of one method
+FIGURES = {
+    "5a": ("random", "importance", "importance_with_replacement", "top_k", "wk_medoids", "grid_average"),
+    "5b": ("k_means", "wk_means", "k_medoids", "wk_medoids"),
+    "6": ("wk_medoids",),
+    "9": tuple(METHODS),
+}
+_DRAWS = ("random", "importance", "importance_with_replacement")       # methods that draw
+_DRAWING_STARTS = ("random", "k_means_plus_plus")
+
+
+@dataclass(frozen=True)
+class Setting:
+    method: str
+    start: str
+    counts: bool
+    saving: float
+    seed: int
+
+
+def settings(figures: Iterable[str] = tuple(FIGURES), methods: Sequence[str] | None = None,
+             budgets: Sequence[float] = BUDGETS, seeds: int = 5) -> list[Setting]:
+    """What the figures need, each setting once. Only what draws at random is repeated over seeds."""
+    for figure in figures:
+        one_of("figure", figure, FIGURES, "These can be measured without finetuning.")
+    for method in methods or ():
+        one_of("method", method, METHODS, "See tokenpool.method_names().")
+    for budget in budgets:
+        if not 0 < budget < 1:
+            raise ValueError(f"A budget of {budget} is not a share of computations to save. "
+                             "Use numbers between 0 and 1, such as 0.42.")
+    if seeds < 1:
+        raise ValueError(f"{seeds} seeds measure nothing. Use 1 or more; the start study wants 5.")
+    wanted: dict[Setting, None] = {Setting("plain", "", False, 0.0, 0): None}
+    for counts in (False, True):
+        for figure in figures:
+            for method in FIGURES[figure]:
+                if methods and method not in methods:
+                    continue
+                starts = (tuple(STARTS) if figure == "6" or method == "wk_medoids" else ("top_k", "farthest_first")) \
+                    if METHODS[method].kind == "clustering" else ("",)
+                for start in starts:
+                    draws = method in _DRAWS or start in _DRAWING_STARTS
+                    for budget in budgets:
+                        for seed in range(seeds if draws else 1):
+                            wanted[Setting(method, start, counts, budget, seed)] = None
+    return list(wanted)
+
+
+def measure(model: nn.Module, model_name: str, pictures: Pictures, wanted: Sequence[Setting], results: Results,
+            device: str = "cpu", tell: Callable[[str, int, int], None] | None = None) -> list[Row]:
+    """Measure what is missing and return the rows of all settings, in their order.
+
+    Args:
+        tell: called with (what is going on, done, total).
+
+    A budget that a method cannot meet (its clustering costs more than it saves) gives no row.
+    """
+    model = model.to(device).eval()
+    weights, origin = fingerprint(model), provenance()
+    batches = [(x.to(device), y.to(device)) for x, y in pictures]
+    rows: dict[str, Row] = {row.key: row for row in results.rows}
+    keys = []
+    for done, setting in enumerate(wanted):
+        if tell:
+            name = f"{setting.method} {setting.start}".strip()
+            tell(f"{name}, saving {setting.saving:.0%}{', counts' if setting.counts else ''}", done, len(wanted))
+        key = key_of(**vars(setting), model=model_name, weights=weights, data=pictures.name, pictures=pictures.count,
+                     device=torch.device(device).type, tokenpool=origin["tokenpool"])
+        if key not in rows:
+            try:
+                pooled = _pooled(model, setting)
+            except ValueError as error:
+                if "geometric schedule" in str(error) or "cannot be reached" in str(error):
+                    continue
+                raise
+            rows[key] = _row(key, pooled, model_name, weights, pictures, batches, setting, device, origin)
+            results.add(rows[key])
+        keys.append(key)
+    if tell:
+        tell("done", len(wanted), len(wanted))
+    return [rows[key] for key in keys]
+
+
+def _pooled(model: nn.Module, setting: Setting) -> PooledViT:
+    if setting.method == "plain":
+        return PooledViT(model).eval()
+    return PooledViT(model, saving=setting.saving, method=setting.method, init=setting.start or None,
+                     carry_counts=setting.counts, seed=setting.seed).eval().to(next(model.parameters()).device)
+
+
+@torch.inference_mode()
+def _row(key: str, pooled: PooledViT, model_name: str, weights: str, pictures: Pictures, batches: list, setting: Setting,
+         device: str, origin: dict[str, str]) -> Row:
+    # Methods that draw do so anew for every batch of this fixed size, from one generator per setting.
+    draws = setting.method in _DRAWS or setting.start in _DRAWING_STARTS
+    generator = torch.Generator().manual_seed(setting.seed) if draws else None
+    right, speeds = 0, []
+    for x, y in batches:
+        started = time.perf_counter()
+        logits = pooled(x, generator=generator)
+        guess = logits.argmax(1)
+        right += int((guess == y).sum())                          # waits for a GPU too
+        speeds.append(len(x) / (time.perf_counter() - started))
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"{model_name} answers NaN or infinity on {pictures.name}. Check the weights.")
+    errors = [step.error for step in pooled.trace(batches[0][0][:100], generator=generator).steps if step.pooled]
+    cost, plain = macs(pooled), macs(pooled.vit)
+    low, high = wilson(right, pictures.count)
+    return Row(
+        key, setting.method, setting.start, pooled.pooling.output_name if setting.method != "plain" else "",
+        setting.counts, setting.saving, setting.seed, " ".join(map(str, pooled.schedule or ())),
+        cost.total / 1e9, cost.without_clustering / 1e9, plain.total / 1e9, right / pictures.count, low, high,
+        pictures.count, float(torch.stack(errors).mean()) if errors else 0.0, sorted(speeds)[len(speeds) // 2],
+        len(batches[0][0]), model_name, weights, pictures.name, _device_name(device), torch.get_num_threads(), **origin)
+
+
+def _device_name(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if torch.device(device).type != "cpu":
+        return device
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+        return platform.processor() or "CPU"
