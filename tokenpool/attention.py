@@ -9,6 +9,7 @@ refused. Blocks that need no score never come here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import Attention, AttentionRope, DiffAttention, apply_rot_embed_cat
@@ -43,7 +44,7 @@ def significance(attention: Tensor, prefix: int = 1, kind: str = "received") -> 
     return SCORES[kind][0](attention, prefix)
 
 
-def block_with_score(block: nn.Module, x: Tensor, rope: Tensor | None, bias: Tensor | None
+def block_with_score(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None
                      ) -> tuple[Tensor, Tensor]:
     """A whole block: tokens (B, N, C) -> tokens after it and its attention (B, heads, N, N)."""
     if isinstance(block, (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)):
@@ -52,11 +53,12 @@ def block_with_score(block: nn.Module, x: Tensor, rope: Tensor | None, bias: Ten
     return mlp_half(block, x), attention
 
 
-def attention_half(block: nn.Module, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def attention_half(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """The first half of a block: x + attention(x), and the attention matrix."""
     if isinstance(block, timm_vit.ParallelThingsBlock):
-        parts = [_attend(a.attn, a.norm(x), rope, bias) for a in block.attns]
-        y = torch.stack([a.drop_path(a.ls(part[0])) for a, part in zip(block.attns, parts, strict=True)]).sum(0)
+        branches: Any = block.attns
+        parts = [_attend(a.attn, a.norm(x), rope, bias) for a in branches]
+        y = torch.stack([a.drop_path(a.ls(part[0])) for a, part in zip(branches, parts, strict=True)]).sum(0)
         return x + y, torch.stack([part[1] for part in parts]).mean(0)
     if isinstance(block, (timm_vit.ResPostBlock, timm_eva.EvaBlockPostNorm)):
         y, attention = _attend(block.attn, x, rope, bias)
@@ -69,7 +71,7 @@ def attention_half(block: nn.Module, x: Tensor, rope: Tensor | None, bias: Tenso
     return x + block.drop_path1(y), attention
 
 
-def mlp_half(block: nn.Module, x: Tensor) -> Tensor:
+def mlp_half(block: Any, x: Tensor) -> Tensor:
     """The second half of a block: x + MLP(x)."""
     if isinstance(block, timm_vit.ParallelThingsBlock):
         return x + torch.stack([ffn(x) for ffn in block.ffns]).sum(0)
@@ -89,14 +91,14 @@ ONE_PIECE = (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)
 ATTENTIONS = (Attention, AttentionRope, timm_eva.EvaAttention, DiffAttention)
 
 
-def attentions(block: nn.Module) -> list[nn.Module]:
+def attentions(block: Any) -> list[Any]:
     """The attention modules of a block; a block in one piece is its own."""
     if isinstance(block, timm_vit.ParallelThingsBlock):
         return [a.attn for a in block.attns]
     return [block] if isinstance(block, ONE_PIECE) else [block.attn]
 
 
-def why_not(block: nn.Module) -> str | None:
+def why_not(block: Any) -> str | None:
     """Why a block cannot be pooled, or None. Exact types: a subclass may compute something else."""
     if type(block) not in TWO_HALVES + ONE_PIECE:
         return f"its blocks are of type {type(block).__name__}"
@@ -108,7 +110,7 @@ def why_not(block: nn.Module) -> str | None:
 
 # ---- timm's attention modules, with the matrix in the open ----
 
-def _attend(attn: nn.Module, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     B, N, _ = x.shape
     if isinstance(attn, DiffAttention):
         q, k, v = attn.qkv(x).chunk(3, dim=2)
@@ -135,7 +137,7 @@ def _softmax(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
     return (logits if bias is None else logits + bias).softmax(-1).to(q.dtype)
 
 
-def _queries_keys_values(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+def _queries_keys_values(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
     """(B, heads, N, head_dim) each, for fused and separate projections and EVA's bias without a key part."""
     def heads(t: Tensor, n: int) -> Tensor:
         return t.reshape(*t.shape[:2], n, -1).transpose(1, 2)
@@ -151,7 +153,7 @@ def _queries_keys_values(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return tuple(heads(t, attn.num_heads) for t in qkv.chunk(3, dim=-1))
 
 
-def _differential(attn: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Softmax minus lambda times a second softmax. The score is read off the first, which is a distribution (I)."""
     B, N, C = q.shape
     q, k = (t.reshape(B, N, 2 * attn.num_heads, attn.head_dim).transpose(1, 2) for t in (q, k))
@@ -164,7 +166,7 @@ def _differential(attn: nn.Module, q: Tensor, k: Tensor, v: Tensor, bias: Tensor
     return y.transpose(1, 2).reshape(B, N, C), both.view(B, attn.num_heads, 2, N, N)[:, :, 0]
 
 
-def _parallel_scaling(block: nn.Module, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _parallel_scaling(block: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Blocks that compute attention and MLP side by side out of one projection."""
     B, N, C = x.shape
     mlp, q, k, v = torch.split(block.in_proj(block.in_norm(x)), block.in_split, dim=-1)

@@ -96,7 +96,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _progress():
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     return Progress(BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
                     TimeRemainingColumn(), TextColumn("{task.description}"))
 
@@ -114,7 +121,7 @@ def _reproduce(args: argparse.Namespace) -> None:
     wanted = evaluate.settings(args.figure or tuple(evaluate.FIGURES), args.method,
                                args.budget or evaluate.BUDGETS, args.seeds)
     kind = args.device.split(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available() or kind == "mps" and not torch.backends.mps.is_available():
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
         raise ValueError(f"--device {args.device}: PyTorch finds no such device here. Use --device cpu.")
     results = Results(args.out / "results.csv")
     model = load_model(args.model, args.checkpoint, args.pretrained)

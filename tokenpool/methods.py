@@ -127,6 +127,14 @@ STARTS: dict[str, Start] = {
                                "add tokens by chance, far ones likelier"),
 }
 
+def _given(indices: Tensor | None) -> Callable[[Request, Tensor | None, Tensor], Tensor]:
+    """A start from indices handed in; never called by methods that do not start anywhere."""
+    def choose(r: Request, d: Tensor | None, mass: Tensor) -> Tensor:
+        assert indices is not None
+        return indices
+    return choose
+
+
 OUTPUTS = ("medoid", "mean", "weighted_mean")
 
 
@@ -209,7 +217,7 @@ class Pooling:
             weights = None if weights is None else weights.detach().to(x.dtype)
             counts = None if counts is None else counts.to(x.dtype)
             name = self.start_name(weights is not None)
-            begin = STARTS[name].choose if name and start is None else (lambda r, d, mass: start)
+            begin = STARTS[name].choose if start is None and name else _given(start)
             request = Request(x, k, weights, counts, noise.to(x), positions, aspect, begin, self.n_iter)
             return self.spec.choose(request, self._mass(x, weights if self.spec.weighted else None, counts))
 
@@ -299,7 +307,7 @@ def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tenso
     start = init if isinstance(init, Tensor) else None
     pooling = Pooling(method, None if isinstance(init, Tensor) else init, n_iter, output)
     _check(x, k, pooling, weights, counts, start, grid)
-    B, N, _ = x.shape
+    N = x.shape[1]
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     noise = torch.rand(N, generator=generator, device=generator.device, dtype=torch.float64)
@@ -339,7 +347,7 @@ def _check(x: Tensor, k: int, pooling: Pooling, weights: Tensor | None, counts: 
         came = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"Tokens must be a float tensor of shape (batch, tokens, channels); {came} came. "
                          f"For one set of tokens (tokens, channels) use x[None].")
-    B, N, C = x.shape
+    B, N = x.shape[:2]
     if 0 in x.shape:
         raise ValueError(f"There is nothing to pool in tokens of shape {tuple(x.shape)}. "
                          "Use at least one picture, one token and one channel.")

@@ -29,7 +29,7 @@ class Pooled:
     labels: Tensor             # (B, N)     which of the K stands in for each token (int64)
     counts: Tensor             # (B, K)     how many tokens each stands in for; sums to N, or to the counts handed in
     indices: Tensor | None     # (B, K)     the input tokens chosen as centres (int64), or None for means
-    inertia: Tensor            # (B,)       reconstruction error: sum over tokens of w_i * squared distance to its stand-in
+    inertia: Tensor            # (B,)       reconstruction error: sum of w_i * squared distance to the stand-in
 
     def unpool(self) -> Tensor:
         """Nearest-neighbour reconstruction u(f; F^): every token replaced by its stand-in, (B, N, C)."""
@@ -145,7 +145,7 @@ def _nearest_center(x: Tensor, centers: Tensor, mass: Tensor) -> tuple[Tensor, T
     nearest = torch.where(empty, nearest.gather(1, labels[:, :1]), nearest)         # any cluster that has members
     loss = (own * mass).scatter(1, nearest, -1.0)
     worst = loss.argsort(dim=1, descending=True, stable=True)
-    mover = worst.gather(1, (empty.cumsum(1) - 1).clamp(min=0))                     # the m-th empty one gets the m-th worst
+    mover = worst.gather(1, (empty.cumsum(1) - 1).clamp(min=0))                     # the m-th empty: the m-th worst
     moved = members(mover, x.shape[1]).mT & empty[:, None, :]                       # (B, N, K)
     labels = torch.where(moved.any(2), moved.to(torch.uint8).argmax(2), labels)
     return labels, torch.where(empty, mover, nearest)

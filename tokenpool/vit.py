@@ -110,6 +110,9 @@ class PooledViT(nn.Module):
         ((176, 158, 141), 59)
     """
 
+    vit: Any                        # the timm model; nn.Module would hide its attributes from a type checker
+    _noise_bits: Tensor
+
     def __init__(self, vit: nn.Module, schedule: Sequence[int] | None = None, *, keep: float | None = None,
                  saving: float | None = None, method: str = "wk_medoids", init: str | None = None, n_iter: int = 5,
                  output: str | None = None, carry_counts: bool = False, position: str = "after_block",
@@ -127,7 +130,7 @@ class PooledViT(nn.Module):
         self.position = position
         self.score = score
         self.seed = seed
-        bits = torch.randint(1 << _NOISE_BITS, (len(vit.blocks), vit.patch_embed.num_patches),
+        bits = torch.randint(1 << _NOISE_BITS, (len(self.vit.blocks), self.vit.patch_embed.num_patches),
                              generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
         self.register_buffer("_noise_bits", bits, persistent=False)
         self._plan = _Plan()
@@ -244,9 +247,9 @@ class PooledViT(nn.Module):
             state.labels = torch.arange(n, device=x.device).expand(len(x), -1)
         schedule = self._schedule_for(n) or (n,) * len(vit.blocks)
         noise = self._noise(n, generator) if schedule[-1] < n else None
-        mixed = rope is not None and getattr(vit, "rope_mixed", False)
+        mixed = getattr(vit, "rope_mixed", False)
         for index, block in enumerate(vit.blocks[:blocks]):
-            here = rope[index] if mixed else rope
+            here = rope[index] if rope is not None and mixed else rope
             k = schedule[index]
             state.score = state.inertia = state.error = None
             if k >= n:
@@ -259,7 +262,7 @@ class PooledViT(nn.Module):
                 watch(index, x, state)
         return x, state
 
-    def _plain(self, block: nn.Module, x: Tensor, rope: Tensor | None, state: _State) -> Tensor:
+    def _plain(self, block: Any, x: Tensor, rope: Tensor | None, state: _State) -> Tensor:
         """timm's own block."""
         options: dict[str, Any] = {}
         if rope is not None:
@@ -270,7 +273,7 @@ class PooledViT(nn.Module):
             return checkpoint(block, x, **options)
         return block(x, **options)
 
-    def _block_and_pool(self, block: nn.Module, x: Tensor, rope: Tensor | None, k: int, noise: Tensor,
+    def _block_and_pool(self, block: Any, x: Tensor, rope: Tensor | None, k: int, noise: Tensor,
                         state: _State, watched: bool) -> Tensor:
         inside = self.position == "before_mlp"
         weights = None
@@ -341,7 +344,7 @@ class PooledViT(nn.Module):
         if counts is None or not average or getattr(vit, "pool_include_prefix", False):
             return vit.forward_head(x)
         share = (counts / counts.sum(1, keepdim=True)).to(x.dtype)
-        mean = (share[:, None, :] @ x[:, vit.num_prefix_tokens:])[:, 0]       # every original patch counts once
+        mean = (share[..., None] * x[:, vit.num_prefix_tokens:]).sum(1)       # every original patch counts once
         return vit.head(vit.head_drop(vit.fc_norm(mean)))
 
     # ---- what training scripts ask a timm model for ----
@@ -396,7 +399,7 @@ def _rope_of(rope: Tensor, origin: Tensor | None) -> Tensor:
 
 # ---- what can be pooled ----
 
-def _refuse_unsupported(vit: nn.Module, position: str) -> None:
+def _refuse_unsupported(vit: Any, position: str) -> None:
     one_of("position", position, POSITIONS, "")
     kind = type(vit).__name__
     family = timm_vit.VisionTransformer, Eva
@@ -418,7 +421,8 @@ def _refuse_unsupported(vit: nn.Module, position: str) -> None:
         if why is None and drop is not None and not isinstance(drop, nn.Identity):
             why = "it drops patches by itself in training; create it with patch_drop_rate=0"
         if why is None and position == "before_mlp" and isinstance(vit.blocks[0], scored.ONE_PIECE):
-            why = "its blocks compute attention and MLP side by side, so nothing lies between; use position='after_block'"
+            why = ("its blocks compute attention and MLP side by side, so nothing lies between; "
+                   "use position='after_block'")
     if why:
         raise ValueError(f"{kind} cannot be pooled: {why}.")
 
@@ -467,7 +471,7 @@ def _for_saving(saving: float, shape: ModelShape, pooling: Pooling, carry_counts
                       lambda ks: count_macs(shape, ks, clustering, position == "before_mlp").total)
 
 
-def model_shape(vit: nn.Module, patches: int | None = None) -> ModelShape:
+def model_shape(vit: Any, patches: int | None = None) -> ModelShape:
     """Read off a timm ViT what its cost depends on."""
     n = patches or vit.patch_embed.num_patches
     head = _linear(vit.head) + _linear(getattr(vit, "head_dist", None))
@@ -492,7 +496,7 @@ def _linear(module: nn.Module | None) -> int:
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def _block_shape(block: nn.Module) -> BlockShape:
+def _block_shape(block: Any) -> BlockShape:
     if isinstance(block, scored.ONE_PIECE):
         width = block.in_split[1]
         fan_in = block.in_proj.in_features
@@ -508,14 +512,14 @@ def _block_shape(block: nn.Module) -> BlockShape:
     return BlockShape(sum(map(_linear, attns)) - proj, proj, _linear(mlp), pair)
 
 
-def _stem(vit: nn.Module, n: int) -> int:
+def _stem(vit: Any, n: int) -> int:
     embed = vit.patch_embed
     if isinstance(embed, HybridEmbed):
         return _hybrid_stem(embed)
     return embed.proj.weight.numel() * n
 
 
-def _hybrid_stem(embed: HybridEmbed) -> int:
+def _hybrid_stem(embed: Any) -> int:
     """A convolutional stem is measured rather than derived, at the size it was made for."""
     parameter = next(embed.parameters())
     training = embed.training

@@ -118,7 +118,8 @@ def _of_split(files: list[Path], split: str) -> list[Path]:
     wanted = [f for f, n in told.items() if n is not None and (n == split or {n, split} == {"val", "validation"})]
     if not wanted:
         have = sorted({n for n in told.values() if n})
-        raise ValueError(f"No Parquet file of the split {split!r} in {files[0].parent}. Use --split {' or '.join(have)}.")
+        raise ValueError(f"No Parquet file of the split {split!r} in {files[0].parent}. "
+                         f"Use --split {' or '.join(have)}.")
     return wanted
 
 

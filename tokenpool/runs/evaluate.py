@@ -112,8 +112,8 @@ def _pooled(model: nn.Module, setting: Setting) -> PooledViT:
 
 
 @torch.inference_mode()
-def _row(key: str, pooled: PooledViT, model_name: str, weights: str, pictures: Pictures, batches: list, setting: Setting,
-         device: str, origin: dict[str, str]) -> Row:
+def _row(key: str, pooled: PooledViT, model_name: str, weights: str, pictures: Pictures, batches: list,
+         setting: Setting, device: str, origin: dict[str, str]) -> Row:
     # Methods that draw do so anew for every batch of this fixed size, from one generator per setting.
     draws = setting.method in _DRAWS or setting.start in _DRAWING_STARTS
     generator = torch.Generator().manual_seed(setting.seed) if draws else None

@@ -23,7 +23,7 @@ TEMPLATE = go.layout.Template(layout=dict(
     paper_bgcolor="white", plot_bgcolor="white", hoverlabel=dict(font_size=13),
     xaxis=dict(gridcolor="#e6e6e6", linecolor="#888", ticks="outside", zeroline=False),
     yaxis=dict(gridcolor="#e6e6e6", linecolor="#888", ticks="outside", zeroline=False),
-    margin=dict(l=64, r=16, t=56, b=56)))
+    margin=dict(l=80, r=16, t=56, b=130)))
 
 
 def summary(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -74,10 +74,11 @@ def starts(rows: pd.DataFrame, counts: bool, title: str, method: str = "wk_medoi
 
 def _empty(title: str, plain: pd.DataFrame) -> go.Figure:
     figure = go.Figure(layout=dict(
-        template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16), height=430, hovermode="closest",
-        legend=dict(orientation="h", y=-0.22, x=0, font_size=13),
-        xaxis=dict(title="computations, % of the plain model (clustering included)", range=[25, 103], ticksuffix=" %"),
-        yaxis=dict(title="top-1 without finetuning", range=[-2, 103], ticksuffix=" %")))
+        template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16), height=480, hovermode="closest",
+        legend=dict(orientation="h", y=-0.24, yanchor="top", x=0, font_size=13),
+        xaxis=dict(title=dict(text="computations, % of the plain model (clustering included)", standoff=10),
+                   range=[25, 103], ticksuffix=" %"),
+        yaxis=dict(title=dict(text="top-1 without finetuning", standoff=12), range=[-2, 103], ticksuffix=" %")))
     if len(plain):
         top1 = 100 * plain["top1"].iloc[0]
         figure.add_hline(y=top1, line=dict(color="#888", width=1, dash="dot"))

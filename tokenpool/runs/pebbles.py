@@ -82,8 +82,8 @@ class Pebbles:
 
     # ---- one scene = one row of uniforms; everything below is arithmetic on whole batches ----
 
-    def _render(self, u: np.ndarray, grain: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        u = _Uniforms(u)
+    def _render(self, table: np.ndarray, grain: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        u = _Uniforms(table)
         labels = (u() * len(CLASSES)).astype(np.int64)
         pairs = np.array([[MATERIALS.index(a), MATERIALS.index(b)] for a, b in CLASSES])
         materials = np.concatenate([(u() * len(MATERIALS)).astype(np.int64)[:, None], pairs[labels]], axis=1)
@@ -145,7 +145,7 @@ class Pebbles:
         """The two-coloured material of each picture over the whole frame: (batch, size, size, 3) in 0..1."""
         d = self.difficulty
         name = {m: i for i, m in enumerate(MATERIALS)}
-        period = (5.2 + 1.6 * u()) / 64                                     # of the picture's side: five to seven pixels
+        period = (5.2 + 1.6 * u()) / 64                                     # of the picture's side: 5 to 7 of 64
         turn = np.deg2rad(18) * d * (2 * u() - 1)
         direction = np.select([material == name["rows"], material == name["columns"]], [np.pi / 2, 0.0], np.pi / 4)
         direction = np.where(material == name["checks"], 0.0, direction) + turn

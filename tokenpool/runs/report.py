@@ -134,11 +134,11 @@ def _clusters(model: nn.Module) -> str:
     pictures |= {f"photograph: {name}": pixels for name, pixels in photographs(size).items()}
     x = scale(np.stack(list(pictures.values())))
     cells: dict[str, list[list[str]]] = {name: [] for name in pictures}
-    kept: list[int] = []
+    kept: list[list[int]] = []
     for _, options in PANELS:
         pooled = PooledViT(model, saving=PANEL_SAVING, **options).eval()
         trace = pooled.trace(x)
-        kept = [step.kept for step in trace.steps]
+        kept.append([step.kept for step in trace.steps])
         for index, (name, pixels) in enumerate(pictures.items()):
             strip = []
             patches = np.arange(trace.grid[0] * trace.grid[1])
@@ -168,21 +168,22 @@ def _png(pixels: np.ndarray) -> str:
 _GRID_JS = """
 const pick=document.getElementById('pick'),grid=document.getElementById('grid');
 function show(){const n=pick.value;let h='<table class=clusters><tr><th>the picture<th>method';
-C.kept.forEach((k,b)=>h+='<th>after block '+(b+1)+': '+k+' tokens');h+='</tr>';
+C.kept[0].forEach((k,b)=>h+='<th>after block '+(b+1));h+='</tr>';
 C.rows.forEach((r,i)=>{h+='<tr>'+(i?'':'<td rowspan='+C.rows.length+'><img alt="'+n+'" src="'+C.original[n]+'">')+'<th>'+r;
-C.cells[n][i].forEach((s,b)=>h+='<td><img alt="'+n+', '+r+' after block '+(b+1)+'" src="'+s+'">');h+='</tr>';});
+C.cells[n][i].forEach((s,b)=>h+='<td><img alt="'+n+', '+r+' after block '+(b+1)+'" src="'+s+'">'+C.kept[i][b]+' tokens');h+='</tr>';});
 grid.innerHTML=h+'</table>';}
 pick.addEventListener('change',show);show();"""
 
+# ruff: noqa: E501  (the page's style sheet)
 _PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <title>Token pooling without finetuning</title><link rel=icon href="data:,">
 <style>
 body{font:16px/1.5 system-ui,-apple-system,Segoe UI,sans-serif;color:#1b1b1b;max-width:1080px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.9rem;margin:0 0 .5rem}h2{font-size:1.3rem;margin:2.2rem 0 .6rem}.small{font-size:.87rem;color:#555}
-figure{margin:0 0 1rem}figcaption{color:#333;margin-left:64px}.plot{min-height:430px}
+figure{margin:0 0 1rem}figcaption{color:#333;margin-left:64px}.plot{min-height:480px}
 table{border-collapse:collapse;font-size:.92rem}td,th{text-align:left;vertical-align:top;padding:.4rem .7rem;border-bottom:1px solid #ddd}
 td.yes{color:#006b4f;font-weight:600}td.no{color:#a33f00;font-weight:600}td.mixed{color:#333;font-weight:600}td.none{color:#666}
 .clusters{display:block;overflow-x:auto}.clusters img{width:118px;height:118px;image-rendering:pixelated;border-radius:4px;display:block}
-.clusters td,.clusters th{border:0;padding:.25rem;font-weight:400;font-size:.83rem;max-width:118px}
+.clusters td,.clusters th{border:0;padding:.25rem;font-weight:400;font-size:.83rem;max-width:130px}
 .numbers{font-variant-numeric:tabular-nums}select{font:inherit;padding:.2rem}
 </style><script>{{plotly}}</script><body><main>{{body}}</main></body></html>"""

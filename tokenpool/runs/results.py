@@ -8,9 +8,11 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -94,7 +96,8 @@ class Results:
 def _parse(line: list[str]) -> Row:
     if len(line) != len(COLUMNS):
         raise ValueError(f"{len(line)} values where {len(COLUMNS)} belong")
-    read = {"str": str, "int": int, "float": float, "bool": lambda v: {"True": True, "False": False}[v]}
+    read: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float,
+                                             "bool": lambda v: {"True": True, "False": False}[v]}
     return Row(**{f.name: read[str(f.type)](v) for f, v in zip(fields(Row), line, strict=True)})
 
 

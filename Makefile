@@ -1,0 +1,43 @@
+# tokenpool. `make help` lists what can be typed. Nothing but python3 (3.11 to 3.13, with venv) and make is needed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help install reproduce test lab train-default lock clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
+
+install: $(READY)  ## set up .venv from requirements.lock, once
+
+reproduce: $(READY)  ## measure every method; table, CSV and page in results/reproduce (minutes)
+	$(BIN)/tokenpool reproduce
+
+test: $(READY)   ## lint, types, unit and property tests, one run end to end
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+lab: $(READY)    ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+train-default: $(READY)  ## train the model that ships, about 25 minutes on two cores
+	$(BIN)/tokenpool train-default
+
+lock: $(READY)   ## write requirements.lock anew from pyproject.toml
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra test -o requirements.lock
+
+clean:           ## remove .venv and results
+	rm -rf .venv results
+
+# The stamp is written last, so a set-up that was stopped is done again. It holds no dates of its own: a changed lock
+# or pyproject.toml makes it old.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} came; tokenpool runs on 3.11 to 3.13. Type: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing the locked packages into .venv (torch is large: some minutes, once) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
