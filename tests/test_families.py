@@ -1,9 +1,10 @@
 """Every model of timm's VisionTransformer and Eva families: timm's own logits when nothing is dropped, and a schedule.
 
-Each name is built with its own entry function (so with its own norms, heads, registers, rotary positions, ...), only
-shallower, narrower and for smaller pictures. The oracle is timm's own forward.
+Each name is built by its own entry function (so with its own norms, heads, registers, rotary positions, ...), only
+shallower, narrower and for smaller pictures. The oracles are timm's own forward and torch's own FLOP counter.
 """
 
+import pytest
 import timm
 import torch
 from timm.models import Eva, VisionTransformer
@@ -11,20 +12,86 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
 from tokenpool import attention
-import pytest
 
-MODULES = ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
-NAMES = [n for m in MODULES for n in timm.list_models(module=m)] + ["deit_e252_patch16_224", "pebbles_vit"]
-#: nothing else about these is changed than what makes them small
-SMALL = dict(depth=3, embed_dim=192, num_heads=3, num_classes=7)
+NAMES = sorted({n for module in ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
+                for n in timm.list_models(module=module)})
 
 
 def small(name):
-    patch = 8 if name == "pebbles_vit" else None
-    options = dict(SMALL)
+    options = dict(depth=3, embed_dim=192, num_heads=3, num_classes=7, img_size=112 if "intern" in name else 96)
     if "sapiens2" in name:
-        options["num_kv_heads"] = 3
-    if name.startswith("flexivit") or patch is None:
-        size = timm.get_pretrained_cfg(name)
+        options["num_kv_heads"] = (3, 1, 3)          # one entry a block, grouped in the middle
+    if "_mci_" in name:
+        del options["embed_dim"], options["num_heads"]     # its convolutional stem gives the width
     torch.manual_seed(0)
-    return timm.create_model(name, **options, img_size=96 if "resnet" in name or "r26" in name or "r50" in name else 64)
+    model = timm.create_model(name, **options).eval().requires_grad_(False)
+    for p in model.parameters():
+        if p.ndim == 1:                              # a LayerScale of 1e-5 or a gate of 0 would hide a mistake
+            torch.nn.init.uniform_(p, 0.2, 0.8)
+    return model
+
+
+def test_the_list_is_not_empty():
+    assert len(NAMES) > 200
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_every_family_member(part):
+    for name in NAMES[part::8]:
+        model = small(name)
+        assert isinstance(model, (VisionTransformer, Eva)), name
+        x = torch.randn(2, 3, *model.patch_embed.img_size)
+        n = model.patch_embed.num_patches
+        seen = {}
+        hook = model.blocks[1].register_forward_hook(
+            lambda m, args, kwargs, out, seen=seen: seen.update(x=args[0], kwargs=kwargs, out=out), with_kwargs=True)
+        plain = model(x)
+        hook.remove()
+
+        assert torch.equal(tp.PooledViT(model)(x), plain), name
+        assert torch.equal(tp.PooledViT(model, [n] * 3)(x), plain), name
+
+        out, seen_attention = attention.block_with_score(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None)
+        torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(seen_attention.sum(-1), torch.ones_like(seen_attention[..., 0]), atol=1e-4, rtol=0)
+
+        pooled = tp.PooledViT(model, [n // 3, n // 4, n // 4], carry_counts=True)     # more than half in one step
+        with FlopCounterMode(display=False) as counter:
+            logits = pooled(x)
+        assert logits.shape == plain.shape, name
+        assert torch.isfinite(logits).all(), name
+        assert counter.get_total_flops() == 2 * len(x) * tp.macs(pooled).total, name
+        trace = pooled.trace(x)
+        torch.testing.assert_close(trace.logits, logits)
+        assert [s.kept for s in trace.steps] == [n // 3, n // 4, n // 4], name
+        assert (trace.steps[-1].counts.sum(1) == n).all(), name
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("swin_tiny_patch4_window7_224", "windows"), ("resnet18", "convolutions"), ("beit_base_patch16_224", "position"),
+    ("vit_relpos_small_patch16_224", "position"), ("samvit_base_patch16_224", "windows")])
+def test_others_are_refused_by_name(name, says):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(ValueError, match=f"{type(model).__name__} cannot be pooled.*{says}"):
+        tp.PooledViT(model)
+
+
+def test_a_model_with_its_own_forward_is_refused():
+    class Mine(VisionTransformer):
+        def forward_features(self, x):
+            return super().forward_features(x) * 2
+
+    with pytest.raises(ValueError, match="its forward_features is its own"):
+        tp.PooledViT(Mine(img_size=32, patch_size=8, depth=1, embed_dim=16, num_heads=2))
+
+
+def test_pooling_inside_a_parallel_block_is_refused():
+    model = timm.create_model("vit_dpwee_patch16_reg1_gap_256", depth=2)
+    with pytest.raises(ValueError, match="side by side"):
+        tp.PooledViT(model, keep=0.5, position="before_mlp")
+
+
+def test_patch_dropout_is_refused():
+    with pytest.raises(ValueError, match="patch_drop_rate=0"):
+        tp.PooledViT(timm.create_model("pebbles_vit", patch_drop_rate=0.2))

@@ -66,6 +66,7 @@ def centred(x: Tensor) -> Tensor:
     float32: bfloat16 would lose the argmin. Centred: distances stay the same and ‖x‖² - 2x.y + ‖y‖² keeps its digits.
     """
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    x = x - x[:, :1]                                        # first to the neighbourhood of 0, where a mean is precise
     return x - x.mean(1, keepdim=True)
 
 
