@@ -248,3 +248,13 @@ def test_gradients_flow_and_the_choice_is_float32(method, dtype):
     torch.testing.assert_close(x.grad.float().sum(1), torch.full((2, 4), 5.0), atol=0.05, rtol=0)
     wide = tp.pool_tokens(x.detach().float(), 5, method=method, weights=w.to(dtype).float())
     assert torch.equal(out.labels, wide.labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", [*CLUSTERINGS, "top_k"])
+def test_low_precision_tokens_are_compared_in_float32(method, dtype):
+    """The labels of low-precision tokens are those of the same numbers in float32."""
+    x, w = cloud(9, b=4, n=100, c=48, dtype=torch.float32)
+    x = x.to(dtype)
+    low = tp.pool_tokens(x, 20, method=method, weights=w)
+    assert torch.equal(low.labels, tp.pool_tokens(x.float(), 20, method=method, weights=w).labels)

@@ -76,7 +76,7 @@ def test_edges_of_a_saving():
     ([64] * 5, "The schedule has 5 entries, the model 6 blocks"),
     ([64, 60, 62, 50, 50, 50], r"rises from 60 to 62 at schedule\[2\]"),
     ([64, 60, 0, 0, 0, 0], r"schedule\[2\] = 0 keeps no token"),
-    ([65] * 6, r"schedule\[0\] = 65 asks for more tokens than the 65 - 1 that can be pooled \(1 prefix token is kept\)"),
+    ([65] * 6, r"schedule\[0\] = 65 asks for more tokens than the 65 - 1 that can be pooled \(1 prefix"),
     ([64, 1.5, 1, 1, 1, 1], "1.5, which is not a number of tokens"),
     ("0.42", "A schedule is a list"), (0.42, "or saving=0.42"),
 ])
@@ -88,7 +88,7 @@ def test_bad_schedules_are_refused(schedule, says):
 def test_two_ways_at_once_are_refused():
     with pytest.raises(ValueError, match=r"keep=0.9 and saving=0.42 say twice"):
         tp.PooledViT(timm.create_model("pebbles_vit"), keep=0.9, saving=0.42)
-    with pytest.raises(ValueError, match="keep=1.1 is not a share of tokens"):
+    with pytest.raises(ValueError, match=r"keep=1.1 is not a share of tokens"):
         tp.PooledViT(timm.create_model("pebbles_vit"), keep=1.1)
 
 

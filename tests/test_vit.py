@@ -196,6 +196,16 @@ def test_carried_counts_equal_copies_in_attention():
                                atol=1e-5, rtol=1e-4)
 
 
+def test_the_bias_is_the_log_of_the_counts():
+    pooled = tp.PooledViT(vit(), K, method="k_medoids", carry_counts=True)
+    biases = []
+    pooled.vit.blocks[5].register_forward_pre_hook(
+        lambda m, args, kwargs: biases.append(kwargs["attn_mask"]), with_kwargs=True)
+    trace = pooled.trace(pictures(2))
+    expected = torch.cat((torch.zeros(2, 1), trace.steps[4].counts.float().log()), dim=1)
+    torch.testing.assert_close(biases[0][:, 0, 0], expected)
+
+
 def test_an_average_pooling_head_counts_every_patch():
     model = vit(global_pool="avg", class_token=False)
     pooled = tp.PooledViT(model, [64, 64, 64, 64, 64, 7], carry_counts=True, method="k_means",
@@ -235,7 +245,7 @@ def test_blocks_that_need_no_score_keep_fused_attention(monkeypatch):
 def test_options_are_checked_and_shown():
     with pytest.raises(ValueError, match="Did you mean 'after_block'"):
         tp.PooledViT(vit(), position="after_blocks")
-    with pytest.raises(ValueError, match="Unknown score 'recieved'. Did you mean 'received"):
+    with pytest.raises(ValueError, match=r"Unknown score 'recieved'. Did you mean 'received"):
         tp.PooledViT(vit(), score="recieved")
     with pytest.raises(ValueError, match="needs a class token"):
         tp.PooledViT(vit(class_token=False, global_pool="avg"), score="class_token")

@@ -117,6 +117,7 @@ def _reproduce(args: argparse.Namespace) -> None:
     from tokenpool.runs.results import Results, frame
     from tokenpool.runs.verdicts import verdicts
     from tokenpool.runs.weights import SHIPPED, load_model
+    from tokenpool.vit import PooledViT
 
     wanted = evaluate.settings(args.figure or tuple(evaluate.FIGURES), args.method,
                                args.budget or evaluate.BUDGETS, args.seeds)
@@ -125,6 +126,7 @@ def _reproduce(args: argparse.Namespace) -> None:
         raise ValueError(f"--device {args.device}: PyTorch finds no such device here. Use --device cpu.")
     results = Results(args.out / "results.csv")
     model = load_model(args.model, args.checkpoint, args.pretrained)
+    PooledViT(model)                       # refuses what cannot be pooled, before anything is read
     pictures = open_data(args.data, model, args.pictures, args.split, download=args.download)
     print(f"{args.model} on {pictures.count} pictures of {args.data}; {len(wanted)} measurements")
     with _progress() as bar:

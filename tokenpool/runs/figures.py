@@ -76,9 +76,9 @@ def _empty(title: str, plain: pd.DataFrame) -> go.Figure:
     figure = go.Figure(layout=dict(
         template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16), height=480, hovermode="closest",
         legend=dict(orientation="h", y=-0.24, yanchor="top", x=0, font_size=13),
-        xaxis=dict(title=dict(text="computations, % of the plain model (clustering included)", standoff=10),
+        xaxis=dict(title=dict(text="computations, % of the plain model (clustering included)", standoff=10, font_size=14),
                    range=[25, 103], ticksuffix=" %"),
-        yaxis=dict(title=dict(text="top-1 without finetuning", standoff=12), range=[-2, 103], ticksuffix=" %")))
+        yaxis=dict(title=dict(text="top-1 without finetuning", standoff=12, font_size=14), range=[-2, 103], ticksuffix=" %")))
     if len(plain):
         top1 = 100 * plain["top1"].iloc[0]
         figure.add_hline(y=top1, line=dict(color="#888", width=1, dash="dot"))
@@ -106,7 +106,7 @@ def _curve(figure: go.Figure, points: pd.DataFrame, name: str, look: tuple[str, 
 # ---- pictures of clusters (the paper's Fig. 1c) ----
 
 def cluster_picture(image: np.ndarray, labels: np.ndarray, grid: tuple[int, int], kept: np.ndarray | None = None,
-                    scale: int = 3) -> np.ndarray:
+                    scale: int = 2) -> np.ndarray:
     """The picture as its tokens see it: every group of patches in its mean colour, with outlines between groups.
 
     Args:

@@ -96,7 +96,7 @@ def _see_glance(rows: pd.DataFrame, best: tuple[str, str, bool] | None) -> str:
 
 def _plot(name: str, figure, see: str) -> str:
     spec = pio.to_json(figure, validate=False).replace("</", "<\\/")
-    return (f'<figure><div id="{name}" class=plot role=img aria-label="{html.escape(see or name)}"></div>'
+    return (f'<figure><div id="{name}" class=plot role=img aria-label="{html.escape(figure.layout.title.text)}"></div>'
             f"<figcaption>{html.escape(see)}</figcaption></figure>"
             f"<script>{{const s={spec};Plotly.newPlot('{name}',s.data,s.layout,"
             "{responsive:true,displaylogo:false,displayModeBar:false});}</script>")
@@ -149,13 +149,13 @@ def _clusters(model: nn.Module) -> str:
                 else:
                     strip.append(_png(figures.cluster_picture(pixels, step.labels[index].numpy(), trace.grid)))
             cells[name].append(strip)
-    data = {"original": {n: _png(p.transpose(1, 2, 0).repeat(3, 0).repeat(3, 1)) for n, p in pictures.items()},
+    data = {"original": {n: _png(p.transpose(1, 2, 0).repeat(2, 0).repeat(2, 1)) for n, p in pictures.items()},
             "cells": cells, "rows": [name for name, _ in PANELS], "kept": kept}
     options_html = "".join(f"<option>{html.escape(n)}</option>" for n in pictures)
     return (f"<h2>Fig. 1c: which patches share a token</h2><p>At {PANEL_SAVING:.0%} fewer computations. Each group of "
             "patches is painted in its mean colour; a score keeps patches and forgets the rest. The photographs only "
             "show how the clusters lie: the model has never seen one.</p>"
-            f'<p><label>Picture <select id=pick>{options_html}</select></label></p><div id=grid></div>'
+            f'<p><label for=pick>Picture</label> <select id=pick>{options_html}</select></p><div id=grid></div>'
             f"<script>const C={json.dumps(data)};{_GRID_JS}</script>")
 
 
@@ -183,7 +183,7 @@ h1{font-size:1.9rem;margin:0 0 .5rem}h2{font-size:1.3rem;margin:2.2rem 0 .6rem}.
 figure{margin:0 0 1rem}figcaption{color:#333;margin-left:64px}.plot{min-height:480px}
 table{border-collapse:collapse;font-size:.92rem}td,th{text-align:left;vertical-align:top;padding:.4rem .7rem;border-bottom:1px solid #ddd}
 td.yes{color:#006b4f;font-weight:600}td.no{color:#a33f00;font-weight:600}td.mixed{color:#333;font-weight:600}td.none{color:#666}
-.clusters{display:block;overflow-x:auto}.clusters img{width:118px;height:118px;image-rendering:pixelated;border-radius:4px;display:block}
-.clusters td,.clusters th{border:0;padding:.25rem;font-weight:400;font-size:.83rem;max-width:130px}
+.clusters{display:block;overflow-x:auto}.clusters img{width:128px;height:128px;image-rendering:pixelated;border-radius:4px;display:block}
+.clusters td,.clusters th{border:0;padding:.25rem;font-weight:400;font-size:.83rem;max-width:132px}
 .numbers{font-variant-numeric:tabular-nums}select{font:inherit;padding:.2rem}
 </style><script>{{plotly}}</script><body><main>{{body}}</main></body></html>"""

@@ -69,7 +69,7 @@ def _order(rows: pd.DataFrame, methods: tuple[str, str], starts: tuple[str, str]
     a, b = (_points(rows, m, s) for m, s in zip(methods, starts, strict=True))
     if a is None or b is None:
         return Verdict(claim, UNTESTED, "these methods were not measured in this run.")
-    both = a.join(b, lsuffix="_a", rsuffix="_b", how="inner")
+    both = a.add_suffix("_a").join(b.add_suffix("_b"), how="inner")
     gap = both["top1_a"] - both["top1_b"]
     # intervals of the two shares, combined; pictures are the same, so this errs on the careful side
     noise = ((both["top1_a"] - both["low_a"]) ** 2 + (both["high_b"] - both["top1_b"]) ** 2) ** 0.5

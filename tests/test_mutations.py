@@ -1,0 +1,76 @@
+"""Would the tests notice? Each mistake below is planted in a copy of the package, and its test must fail on it."""
+
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: (file, what is there, the mistake, tests that must fail)
+MUTATIONS = [
+    # the two defects of the only public K-Medoids for tokens: rows instead of columns, the candidate's own weight
+    ("pool.py", "(d * same * mass[:, None, :]).sum(-1)", "(d * mass[:, None, :]).sum(-1)",
+     "test_pool.py -k k_medoids_equals"),
+    ("pool.py", "(d * same * mass[:, None, :]).sum(-1)", "(d * same).sum(-1) * mass",
+     "test_pool.py -k weighted_k_medoids_equals"),
+    ("pool.py", "labels = torch.where(moved.any(2), moved.to(torch.uint8).argmax(2), labels)", "pass",
+     "test_pool.py -k 'never_rises or emptied'"),
+    ("pool.py", "return labels.scatter(1, medoids, torch.arange(K, device=d.device).expand(B, -1))", "return labels",
+     "test_pool.py -k copies_are_told"),
+    ("pool.py", "share = onehot * mass[:, None, :].to(x.dtype)", "share = onehot", "test_pool.py -k scikit"),
+    ("pool.py", "x = x.detach().to(torch.promote_types(x.dtype, torch.float32))", "x = x.detach()",
+     "test_pool.py -k low_precision"),
+    ("pool.py", "x = x - x[:, :1] ", "x = x ", "test_pool.py -k large_offsets"),
+    ("pool.py", "gap = torch.minimum(gap, take(d, new)[:, 0])", "gap = take(d, new)[:, 0]",
+     "test_pool.py -k farthest_first_by"),
+    ("pool.py", "gap.clamp(min=0) * mass", "gap.clamp(min=0)", "test_pool.py -k plus_plus"),
+    ("select.py", "+ gumbel", "- gumbel", "test_methods.py -k follow_their_law"),
+    ("select.py", "by_cell = (band + positions[..., 1])", "by_cell = (band + 0 * positions[..., 1])",
+     "test_methods.py -k average_pooling"),
+    ("methods.py", "mass = mass if part is None else mass * part.to(x.dtype)", "mass = mass",
+     "test_pool.py -k 'carried_counts or weighted'"),
+    ("methods.py", "generator = torch.Generator().manual_seed(0)", "generator = torch.default_generator",
+     "test_methods.py -k same_generator"),
+    ("schedule.py", "ks.append(min(k, ks[-1]) if ks else k)", "ks.append(k)", "test_schedule_and_cost.py -k soft_masks"),
+    ("schedule.py", "target = (1 - saving) * plain", "target = (1 - saving / 2) * plain",
+     "test_schedule_and_cost.py -k within_one_percent"),
+    ("cost.py", "block.pair * t * t", "block.pair * t * n", "test_schedule_and_cost.py -k 'torch_counts or papers'"),
+    ("attention.py", "(a.sum(2) - a.diagonal(dim1=2, dim2=3))", "a.sum(2)", "test_vit.py -k by_hand"),
+    ("attention.py", "        y = block.ls1(y)", "        pass", "test_families.py -k 'every_family_member and 3'"),
+    ("vit.py", "bias = counts.to(torch.float32).log()", "bias = counts.to(torch.float32)",
+     "test_vit.py -k bias_is_the_log"),
+    ("vit.py", "return rope[origin].unsqueeze(1)", "return rope[origin.sort(1).values].unsqueeze(1)",
+     "test_vit.py -k rotary"),
+    ("vit.py", "state.labels = labels.gather(1, state.labels)", "state.labels = labels", "test_vit.py -k trace_follows"),
+    ("runs/results.py", "text = text[:text.rfind(\"\\n\") + 1]", "pass", "test_runs.py -k cut_off_line"),
+    ("runs/weights.py", "if sha256(path) != wanted", "if False and wanted", "test_runs.py -k damaged"),
+    ("runs/pebbles.py", "Philox(key=[self.seed, i])", "Philox(key=[self.seed, row])", "test_runs.py -k every_batch"),
+]
+
+
+def plant(number, folder):
+    """Exit code and output of the tests run on a package with one mistake."""
+    file, right, wrong, tests = MUTATIONS[number]
+    home = folder / str(number)
+    shutil.copytree(ROOT / "tokenpool", home / "tokenpool", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", home / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "data", home / "data")
+    target = home / "tokenpool" / file
+    source = target.read_text()
+    assert source.count(right) == 1, f"mutation {number}: {right!r} stands {source.count(right)} times in {file}"
+    target.write_text(source.replace(right, wrong))
+    name, _, chosen = tests.partition(" -k ")
+    done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{name}",
+                           *(["-k", chosen.strip("'")] if chosen else [])],
+                          cwd=home, capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stdout[-600:] + done.stderr[-300:]
+
+
+def test_every_planted_mistake_is_caught(tmp_path):
+    with ThreadPoolExecutor(2) as workers:
+        results = list(workers.map(lambda number: plant(number, tmp_path), range(len(MUTATIONS))))
+    # 1 is "tests failed"; 5 would be "no test chosen", 2 and 4 a broken call
+    missed = [(MUTATIONS[n][:3], said) for n, (code, said) in enumerate(results) if code != 1]
+    assert not missed, missed
