@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import numpy as np
 import pandas as pd
 import plotly.io as pio
 import torch
-from PIL import Image
 from plotly.offline import get_plotlyjs
 from torch import nn
 
@@ -118,7 +115,7 @@ def _table(rows: pd.DataFrame) -> str:
     lines = "".join(
         f"<tr><td>{r.method}<td>{r.start}<td>{'yes' if r.counts else 'no'}<td>{r.saving:.0%}<td>{1e3 * r.gmacs:.1f}"
         f"<td>{1e3 * r.gmacs_without_clustering:.1f}<td>{100 * r.top1:.1f}<td>{100 * r.low:.1f} to {100 * r.high:.1f}"
-        f"<td>{r.error:.3f}<td>{r.speed:.0f}<td>{r.seeds}</tr>" for r in table.itertuples())
+        f"<td>{r.error:.3f}<td>{r.speed:.0f}<td>{r.seeds:.0f}</tr>" for r in table.itertuples())
     return ("<h2>All numbers</h2><details><summary>Show the table</summary><table class=numbers><tr><th>Method<th>Start"
             "<th>Counts<th>Saving<th>MMACs<th>without clustering<th>Top-1, %<th>95 % interval<th>Variance lost"
             f"<th>Pictures/s<th>Seeds</tr>{lines}</table></details>")
@@ -145,11 +142,11 @@ def _clusters(model: nn.Module) -> str:
             for step in trace.steps:
                 if options["method"] == "top_k":
                     stays = np.isin(patches, patches if step.origin is None else step.origin[index].numpy())
-                    strip.append(_png(figures.cluster_picture(pixels, patches, trace.grid, stays)))
+                    strip.append(figures.png(figures.cluster_picture(pixels, patches, trace.grid, stays)))
                 else:
-                    strip.append(_png(figures.cluster_picture(pixels, step.labels[index].numpy(), trace.grid)))
+                    strip.append(figures.png(figures.cluster_picture(pixels, step.labels[index].numpy(), trace.grid)))
             cells[name].append(strip)
-    data = {"original": {n: _png(p.transpose(1, 2, 0).repeat(2, 0).repeat(2, 1)) for n, p in pictures.items()},
+    data = {"original": {n: figures.png(p.transpose(1, 2, 0).repeat(2, 0).repeat(2, 1)) for n, p in pictures.items()},
             "cells": cells, "rows": [name for name, _ in PANELS], "kept": kept}
     options_html = "".join(f"<option>{html.escape(n)}</option>" for n in pictures)
     return (f"<h2>Fig. 1c: which patches share a token</h2><p>At {PANEL_SAVING:.0%} fewer computations. Each group of "
@@ -157,12 +154,6 @@ def _clusters(model: nn.Module) -> str:
             "show how the clusters lie: the model has never seen one.</p>"
             f'<p><label for=pick>Picture</label> <select id=pick>{options_html}</select></p><div id=grid></div>'
             f"<script>const C={json.dumps(data)};{_GRID_JS}</script>")
-
-
-def _png(pixels: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).quantize(128).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 _GRID_JS = """
