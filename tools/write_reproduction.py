@@ -21,8 +21,8 @@ tokenpool {first.tokenpool}, torch {first.torch}, timm {first.timm}, python {fir
 {first.date}.
 
 P: the paper's abstract or captions. S: summaries of it; its full text was not at hand. The paper's claims are about
-finetuned models on ImageNet. What is measured here is one small model on made-up pictures, not finetuned: a verdict says
-what happens **here** and nothing about the paper's own experiments.
+finetuned models on ImageNet. What is measured here is one small model on made-up pictures, not finetuned: a verdict
+says what happens **here** and nothing about the paper's own experiments.
 
 | claim | verdict | what was seen |
 |---|---|---|""")
@@ -32,18 +32,21 @@ best = best_clustering(rows)
 print(f"""
 ## Why the start and the counts matter so much here
 
-The best clustering measured is {best[0]} from a {best[1]} start{' with carried counts' if best[2] else ''} (chosen on the
-same pictures; the gaps are far larger than that choice could make). Our reading (I): the top-K start puts its centres where the score is high, so into one region, and five rounds of
-K-Medoids do not get them out: the reconstruction error stays higher than from a farthest-first start. And a token that
-stands for forty patches of ground is attended to like one of four of a pebble unless its count is carried, so later
-blocks see other averages than they were trained on. Finetuning might repair either; that is not tested here.
+The best clustering measured is {best[0]} from a {best[1]} start{' with carried counts' if best[2] else ''}
+(chosen on the same pictures; the gaps are far larger than that choice could make). Our reading (I): the top-K start puts
+its centres where the score is high, so into one region, and five rounds of K-Medoids do not get them out: the
+reconstruction error stays higher than from a farthest-first start. And a token that stands for forty patches of ground is
+attended to like one of four of a pebble unless its count is carried, so later blocks see other averages than they were
+trained on. Finetuning might repair either; that is not tested here.
 
 ## All means over seeds
 
-Top-1 in %, 95 % intervals in the page that `make reproduce` writes. Error: share of the tokens' variance lost per pooling.
+Top-1 in %, 95 % intervals in the page that `make reproduce` writes. Error: share of the tokens' variance lost per
+pooling.
 
 | method | start | counts | saving | MMACs | without clustering | top-1 | error | seeds |
 |---|---|---|---|---|---|---|---|---|""")
 for r in summary(rows, ["method", "start", "counts"]).itertuples():
-    print(f"| {r.method} | {r.start or '-'} | {'carried' if r.counts else '-'} | {r.saving:.0%} | {1e3 * r.gmacs:.1f} | "
-          f"{1e3 * r.gmacs_without_clustering:.1f} | {100 * r.top1:.1f} | {r.error:.3f} | {r.seeds:.0f} |")
+    cells = [r.method, r.start or "-", "carried" if r.counts else "-", f"{r.saving:.0%}", f"{1e3 * r.gmacs:.1f}",
+             f"{1e3 * r.gmacs_without_clustering:.1f}", f"{100 * r.top1:.1f}", f"{r.error:.3f}", f"{r.seeds:.0f}"]
+    print(f"| {' | '.join(cells)} |")
