@@ -75,11 +75,11 @@ class Cost:
 
 
 def count_macs(shape: ModelShape, schedule: Sequence[int] | None = None,
-               clustering: Callable[[int, int, int], int] | None = None, inside: bool = False) -> Cost:
+               clustering: Callable[[int, int], int] | None = None, inside: bool = False) -> Cost:
     """MACs of a ViT with `schedule[l]` patch tokens kept after block l.
 
     Args:
-        clustering: (tokens in, tokens out, block) -> MACs of the pooling itself.
+        clustering: (tokens in, tokens out) -> MACs of the pooling itself.
         inside: pool between attention and MLP instead of after the block.
     """
     n = shape.patches
@@ -90,7 +90,7 @@ def count_macs(shape: ModelShape, schedule: Sequence[int] | None = None,
         mlp_tokens = k + shape.prefix if inside else t
         blocks.append({"qkv": block.qkv * t, "attention": block.pair * t * t, "proj": block.proj * t,
                        "mlp": block.mlp * mlp_tokens,
-                       "clustering": clustering(n, k, index) if clustering and k < n else 0})
+                       "clustering": clustering(n, k) if clustering and k < n else 0})
         n = k
     head = shape.head + shape.head_token * (n + (shape.prefix if shape.head_prefix else 0))
     return Cost(shape.patch_embed, tuple(blocks), head)

@@ -312,15 +312,15 @@ class PooledViT(nn.Module):
                                         state.counts)
                 state.error = inertia(patches, tokens, labels) / pool.centred(patches).square().sum((1, 2))
             if grid:
-                sums = (labels[..., None] == torch.arange(k, device=x.device)).mT.to(state.place.dtype)
-                state.place = (sums @ state.place.expand(len(x), -1, -1)) / sums.sum(2, keepdim=True)
+                inside = pool.members(labels, k)[..., None]                       # (B, n, K, 1)
+                state.place = (inside * state.place[:, :, None]).sum(1) / inside.sum(1)
             if self.carry_counts:
                 state.counts = count(labels, k, state.counts)
         if rotary or watched:
             indices = choice.indices
             if indices is None:                        # a grid cell rotates like the first of its tokens
                 assert choice.labels is not None
-                indices = (choice.labels[:, None, :] == torch.arange(k, device=x.device)[None, :, None]).int().argmax(2)
+                indices = pool.members(choice.labels, k).int().argmax(1)
             state.origin = indices if state.origin is None else state.origin.gather(1, indices)
         return torch.cat((kept, tokens), dim=1)
 
@@ -454,13 +454,8 @@ def macs(model: nn.Module, image_size: tuple[int, int] | None = None) -> Cost:
                       pooled.position == "before_mlp")
 
 
-def _clustering(shape: ModelShape, pooling: Pooling, carry_counts: bool) -> Callable[[int, int, int], int]:
-    grid = pooling.spec.kind == "grid"
-
-    def of(n: int, k: int, block: int) -> int:
-        places = 2 * n * k if grid else 0            # the cells' places for the next grid
-        return pooling.macs(n, k, shape.channels, stand_ins=carry_counts) + places
-    return of
+def _clustering(shape: ModelShape, pooling: Pooling, carry_counts: bool) -> Callable[[int, int], int]:
+    return lambda n, k: pooling.macs(n, k, shape.channels, stand_ins=carry_counts)
 
 
 @functools.lru_cache(maxsize=256)

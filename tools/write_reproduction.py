@@ -33,11 +33,11 @@ print(f"""
 ## Why the start and the counts matter so much here
 
 The best clustering measured is {best[0]} from a {best[1]} start{' with carried counts' if best[2] else ''}
-(chosen on the same pictures; the gaps are far larger than that choice could make). Our reading (I): the top-K start puts
-its centres where the score is high, so into one region, and five rounds of K-Medoids do not get them out: the
-reconstruction error stays higher than from a farthest-first start. And a token that stands for forty patches of ground is
-attended to like one of four of a pebble unless its count is carried, so later blocks see other averages than they were
-trained on. Finetuning might repair either; that is not tested here.
+(chosen on the same pictures; the gaps are far larger than that choice could make). Our reading (I): the top-K start
+puts its centres where the score is high, so into one region, and five rounds of K-Medoids do not get them out: the
+reconstruction error stays higher than from a farthest-first start. And a token that stands for forty patches of
+ground is attended to like one of four of a pebble unless its count is carried, so later blocks see other
+averages than they were trained on. Finetuning might repair either; that is not tested here.
 
 ## All means over seeds
 
