@@ -29,7 +29,7 @@ def test_reproduce_end_to_end(run):
     rows = pd.read_csv(out / "results.csv", keep_default_na=False)
     assert set(rows["saving"]) == {0.0, 0.42, 0.6}
     assert rows["key"].is_unique
-    assert "Top-1 in % without finetuning" in said
+    assert "Top-1 in % without finetuning (plain: " in said
     assert "wk_medoids" in said
     assert "DOES NOT HOLD HERE" in said
     at = rows[(rows.saving == 0.6) & (rows.counts == True)].set_index(["method", "start"])["top1"]  # noqa: E712
@@ -119,6 +119,17 @@ def test_no_permission_and_foreign_results(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["reproduce", "--out", str(tmp_path / "file")]) == 2
     assert "another folder with --out" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said(tmp_path, capsys, monkeypatch):
+    from tokenpool.runs import results
+
+    def full(self, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.Results, "add", full)
+    assert main([*SMALL, "--method", "top_k", "--out", str(tmp_path)]) == 2
+    assert "The disk is full" in capsys.readouterr().err
 
 
 def test_ctrl_c_loses_nothing(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -41,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sentence(error: BaseException) -> str:
-    if isinstance(error, PermissionError) and error.filename:
-        return f"No permission to write {error.filename}. Give another folder with --out."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk is full. Free some space and type the same command again; what was finished is saved."
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}. Free the disk or give another folder with --out."
+        return f"{error.filename}: {error.strerror}. Check the path, or give another folder with --out."
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, RuntimeError):
         return f"{lines[0]} (add --traceback to see where)"
@@ -147,12 +148,13 @@ def _print_table(points, table) -> None:
     from rich.table import Table
     savings = sorted(points["saving"].unique())
     plain = table[table["method"] == "plain"].iloc[0]
-    shown = Table(title=f"Top-1 in % without finetuning, by share of computations saved (plain model: "
-                        f"{100 * plain['top1']:.1f} %)", header_style="bold", title_justify="left")
-    for name in ("method", "start", "counts"):
-        shown.add_column(name, no_wrap=True)
+    print(f"\nTop-1 in % without finetuning (plain: {100 * plain['top1']:.1f}), by computations saved:\n")
+    shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
+    shown.add_column("method", overflow="fold", min_width=11)          # the one that may wrap on a narrow terminal
+    shown.add_column("start", no_wrap=True, min_width=17)
+    shown.add_column("counts", no_wrap=True, min_width=7)
     for saving in savings:
-        shown.add_column(f"-{saving:.0%}", justify="right")
+        shown.add_column(f"-{saving:.0%} ", justify="right", no_wrap=True, min_width=5)
     wide = points.pivot_table(index=["method", "start", "counts"], columns="saving", values="top1", sort=False)
     wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False).index]
     best = wide.max()
@@ -162,7 +164,7 @@ def _print_table(points, table) -> None:
         shown.add_row(method, start or "-", "carried" if counts else "-", *cells)
     width = None if sys.stdout.isatty() else 110
     Console(width=width, highlight=False).print(shown)
-    print("* best at that budget. '-' where the clustering alone costs more than the budget leaves.")
+    print("* best at that budget; '-' where the clustering costs more than is saved.")
 
 
 def _print_verdicts(said) -> None:

@@ -41,12 +41,12 @@ def verdicts(rows: pd.DataFrame) -> list[Verdict]:
                    "K-Medoids beats K-Means at equal computations, clustering counted (Fig. 5b; S)"),
             _robust(rows), _retains(rows), _grid(base)]
     return out + [Verdict(claim, UNTESTED, why) for claim, why in (
-        ("the same ImageNet accuracy with 42 % fewer computations (abstract; P)", "needs ImageNet and finetuning."),
-        ("pooling a wider DeiT beats a narrower one at equal cost (Fig. 4; P)", "needs several trained widths."),
-        ("WK-Medoids beats DynamicViT, HVT and ConViT (Fig. 3b; S)", "needs those models, finetuned."),
-        ("with normalised keys and queries the result is the same (Fig. 10; P, caption only)", "needs training."),
+        ("the same ImageNet accuracy with 42 % fewer computations (abstract; P)", "Needs ImageNet and finetuning."),
+        ("pooling a wider DeiT beats a narrower one at equal cost (Fig. 4; P)", "Needs several trained widths."),
+        ("WK-Medoids beats DynamicViT, HVT and ConViT (Fig. 3b; S)", "Needs those models, finetuned."),
+        ("with normalised keys and queries the result is the same (Fig. 10; P, caption only)", "Needs training."),
         ("the clustering is affordable in images per second (Fig. 12; P)",
-         "images per second are in every row, but this is no benchmark."))]
+         "Images per second are in every row, but this is no benchmark."))]
 
 
 def _fully_connected() -> Verdict:
@@ -68,7 +68,7 @@ def _order(rows: pd.DataFrame, methods: tuple[str, str], starts: tuple[str, str]
     """Is the first above the second at every budget, beyond the intervals?"""
     a, b = (_points(rows, m, s) for m, s in zip(methods, starts, strict=True))
     if a is None or b is None:
-        return Verdict(claim, UNTESTED, "these methods were not measured in this run.")
+        return Verdict(claim, UNTESTED, "These methods were not measured in this run.")
     both = a.add_suffix("_a").join(b.add_suffix("_b"), how="inner")
     gap = both["top1_a"] - both["top1_b"]
     # intervals of the two shares, combined; pictures are the same, so this errs on the careful side
@@ -92,7 +92,7 @@ def _robust(rows: pd.DataFrame) -> Verdict:
         part = rows[rows["counts"] == counts]
         points = {s: _points(part, "wk_medoids", s) for s in ("top_k", "random", "farthest_first")}
         if any(p is None for p in points.values()):
-            return Verdict(claim, UNTESTED, "the starts were not measured in this run.")
+            return Verdict(claim, UNTESTED, "The starts were not measured in this run.")
         table = pd.DataFrame({s: p["top1"] for s, p in points.items() if p is not None})
         gaps.append(((table.max(axis=1) - table.min(axis=1)).max(), table.mean()))
     widest = max(gap for gap, _ in gaps)
@@ -127,7 +127,7 @@ def _grid(rows: pd.DataFrame) -> Verdict:
     claim = "downsampling on a grid competes only at low computations (Fig. 8, convolution; S)"
     grid, ours = _points(rows, "grid_average", ""), _points(rows, "wk_medoids", "top_k")
     if grid is None or ours is None or len(grid) < 3:
-        return Verdict(claim, UNTESTED, "these methods were not measured in this run.")
+        return Verdict(claim, UNTESTED, "These methods were not measured in this run.")
     gap = (grid["top1"] - ours["top1"]).dropna().sort_index()
     verdict = HOLDS if gap.iloc[0] < 0 < gap.iloc[-1] else FAILS if gap.iloc[0] > 0 else MIXED
     return Verdict(claim, verdict,
