@@ -90,7 +90,7 @@ def test_the_page_in_a_real_browser(run):
     (["--budget", "42"], "A budget of 42.0 is not a share"),
     (["--model", "deit_tiny"], "Unknown model 'deit_tiny'"),
     (["--model", "resnet18", "--data", "."], "cannot be pooled"),
-    (["--model", "deit_tiny_patch16_224"], "Pebbles have 30 classes"),
+    (["--model", "deit_tiny_patch16_224"], "would have random weights"),
     (["--data", "nowhere/at/all"], "timm could not open"),
     (["--checkpoint", "none.safetensors"], "No checkpoint at none.safetensors"),
     (["--device", "cuda"], "PyTorch finds no such device"),

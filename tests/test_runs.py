@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -121,6 +122,8 @@ def test_unreadable_pictures_and_folders(tmp_path):
     model = weights.load_model("pebbles_vit")
     with pytest.raises(ValueError, match=r"holds neither .parquet files nor one folder"):
         datasets.open_data(str(tmp_path), model)
+    with pytest.raises(ValueError, match="Pebbles have 30 classes, this model 7"):
+        datasets.open_data("pebbles", timm.create_model("pebbles_vit", num_classes=7))
     with pytest.raises(FileNotFoundError, match="No data called 'pebles'"):
         datasets.open_data("pebles", model)
     parquet_folder(tmp_path, broken=3)
@@ -145,7 +148,6 @@ def test_no_network_is_one_sentence(monkeypatch):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="tiny-imagenet-50 is not on this machine")
 def test_real_pictures_from_parquet():
-    import timm
     model = timm.create_model("deit_tiny_patch16_224", img_size=64, num_classes=50).eval()
     found = datasets.open_data(str(SHARED), model, count=100)
     assert sorted(set(torch.cat([y for _, y in found]).tolist())) == sorted(
@@ -202,8 +204,6 @@ def test_damaged_and_foreign_checkpoints(tmp_path, monkeypatch):
 
 
 def test_public_weights_without_network(monkeypatch):
-    import timm
-
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 

@@ -128,6 +128,9 @@ def _reproduce(args: argparse.Namespace) -> None:
     results = Results(args.out / "results.csv")
     model = load_model(args.model, args.checkpoint, args.pretrained)
     PooledViT(model)                       # refuses what cannot be pooled, before anything is read
+    if args.model != SHIPPED and args.checkpoint is None and not args.pretrained:
+        raise ValueError(f"{args.model} would have random weights, and every accuracy would be chance. "
+                         "Add --pretrained or --checkpoint FILE.")
     pictures = open_data(args.data, model, args.pictures, args.split, download=args.download)
     print(f"{args.model} on {pictures.count} pictures of {args.data}; {len(wanted)} measurements")
     with _progress() as bar:
