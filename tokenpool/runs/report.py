@@ -176,5 +176,5 @@ table{border-collapse:collapse;font-size:.92rem}td,th{text-align:left;vertical-a
 td.yes{color:#006b4f;font-weight:600}td.no{color:#a33f00;font-weight:600}td.mixed{color:#333;font-weight:600}td.none{color:#666}
 .clusters{display:block;overflow-x:auto}.clusters img{width:128px;height:128px;image-rendering:pixelated;border-radius:4px;display:block}
 .clusters td,.clusters th{border:0;padding:.25rem;font-weight:400;font-size:.83rem;max-width:132px}
-.numbers{font-variant-numeric:tabular-nums}select{font:inherit;padding:.2rem}
+.numbers{font-variant-numeric:tabular-nums;display:block;overflow-x:auto}select{font:inherit;padding:.2rem}
 </style><script>{{plotly}}</script><body><main>{{body}}</main></body></html>"""
