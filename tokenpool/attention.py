@@ -8,6 +8,7 @@ refused. Blocks that need no score never come here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,17 +54,22 @@ def block_with_score(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | 
     return mlp_half(block, x), attention
 
 
-def attention_half(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The first half of a block: x + attention(x), and the attention matrix."""
+def attention_half(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
+                   visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The first half of a block: x + attention(x), and the attention matrix.
+
+    Args:
+        visible: (B, N) 0 or 1, with gradient: a token that is not visible is attended to by itself only.
+    """
     if isinstance(block, timm_vit.ParallelThingsBlock):
         branches: Any = block.attns
-        parts = [_attend(a.attn, a.norm(x), rope, bias) for a in branches]
+        parts = [_attend(a.attn, a.norm(x), rope, bias, visible) for a in branches]
         y = torch.stack([a.drop_path(a.ls(part[0])) for a, part in zip(branches, parts, strict=True)]).sum(0)
         return x + y, torch.stack([part[1] for part in parts]).mean(0)
     if isinstance(block, (timm_vit.ResPostBlock, timm_eva.EvaBlockPostNorm)):
-        y, attention = _attend(block.attn, x, rope, bias)
+        y, attention = _attend(block.attn, x, rope, bias, visible)
         return x + block.drop_path1(block.norm1(y)), attention
-    y, attention = _attend(block.attn, block.norm1(x), rope, bias)
+    y, attention = _attend(block.attn, block.norm1(x), rope, bias, visible)
     if isinstance(block, timm_eva.EvaBlock):
         y = y if block.gamma_1 is None else block.gamma_1 * y
     else:
@@ -83,6 +89,52 @@ def mlp_half(block: Any, x: Tensor) -> Tensor:
     else:
         y = block.ls2(y)
     return x + block.drop_path2(y)
+
+
+# ---- normalised keys and queries (paper, eq. (6) and Fig. 10) ----
+
+class UnitNorm(nn.Module):
+    """Every head's vectors scaled to one length: (B, heads, N, head_dim) -> x / |x| * factor * alpha**power.
+
+    Args:
+        log_alpha: (heads,), a parameter where it is learned; None: alpha = 1.
+    """
+
+    def __init__(self, log_alpha: nn.Parameter | None = None, power: int = 0, factor: float = 1.0) -> None:
+        super().__init__()
+        self.log_alpha, self.power, self.factor = log_alpha, power, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = nn.functional.normalize(x.float(), dim=-1) * self.factor
+        if self.log_alpha is not None:
+            unit = unit * (self.power * self.log_alpha).exp()[:, None, None]
+        return unit.type_as(x)
+
+
+def normalise_qk(vit: Any, reading: str = "r1", learned: bool = True) -> Any:
+    """Give every block normalised keys and queries, through timm's own q_norm and k_norm. Returns `vit`, changed.
+
+    Args:
+        reading: the exact form of eq. (6) is not known (?). "r1": logits = alpha cos(q, k). "r2": keys and queries
+            rescaled to length alpha, logits = alpha^2 cos(q, k) / sqrt(head_dim). Both I.
+        learned: alpha per layer and head, kept as its logarithm, starting at sqrt(head_dim), where both readings
+            agree with the usual scale (I). False: alpha = 1.
+
+    Raises:
+        ValueError: an attention without timm's q_norm and k_norm, or with norms of its own.
+    """
+    if reading not in ("r1", "r2"):
+        raise ValueError(f"reading={reading!r} is not one of the two readings of eq. (6). Use 'r1' or 'r2'.")
+    for block in vit.blocks:
+        for attn in attentions(block):
+            if type(attn) is not Attention or not isinstance(attn.q_norm, nn.Identity):
+                raise ValueError(f"Keys and queries of {type(attn).__name__} cannot be normalised here: it is not timm's "
+                                 "plain Attention, or normalises them already. Use a DeiT or ViT.")
+            alpha = nn.Parameter(torch.full((attn.num_heads,), math.log(attn.head_dim) / 2)) if learned else None
+            # All of alpha sits on the query. timm divides the logits by sqrt(head_dim) afterwards; R1 has no such root.
+            attn.q_norm = UnitNorm(alpha, 1, math.sqrt(attn.head_dim)) if reading == "r1" else UnitNorm(alpha, 2)
+            attn.k_norm = UnitNorm()
+    return vit
 
 
 TWO_HALVES = (timm_vit.Block, timm_vit.ResPostBlock, timm_vit.ParallelThingsBlock,
@@ -110,7 +162,8 @@ def why_not(block: Any) -> str | None:
 
 # ---- timm's attention modules, with the matrix in the open ----
 
-def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
+            visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
     B, N, _ = x.shape
     if isinstance(attn, DiffAttention):
         q, k, v = attn.qkv(x).chunk(3, dim=2)
@@ -125,6 +178,11 @@ def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> t
     if getattr(attn, "num_kv_groups", 1) > 1:
         k, v = (t.repeat_interleave(attn.num_kv_groups, dim=1) for t in (k, v))
     attention = _softmax(q, k, attn.scale, bias)
+    if visible is not None:
+        # Renormalising afterwards equals masking the logits, and gives a gradient to the zeros of `visible`.
+        itself = torch.eye(N, device=x.device, dtype=attention.dtype)
+        attention = attention * (visible[:, None, None, :] * (1 - itself) + itself).to(attention.dtype)
+        attention = attention / attention.sum(-1, keepdim=True).clamp(min=1e-6)
     y = (attn.attn_drop(attention) @ v).transpose(1, 2).reshape(B, N, -1)
     y = attn.norm(y)
     if getattr(attn, "gate", None) is not None:

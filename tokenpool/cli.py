@@ -87,13 +87,66 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--method", default="wk_medoids")
     cost.set_defaults(run=_macs)
 
-    train = commands.add_parser("train-default", help="train the model that ships (about 25 minutes on two cores)")
-    train.add_argument("--out", type=Path, default=Path("results/pebbles_vit"), metavar="FOLDER",
-                       help="default: results/pebbles_vit")
-    train.add_argument("--epochs", type=int, help="default: the shipped recipe's")
-    train.add_argument("--pictures", type=int, help="default: the shipped recipe's")
-    train.set_defaults(run=_train)
+    for step, story in (("train", "step 1: train a base model"),
+                        ("search", "step 2: learn how many tokens to keep after each block"),
+                        ("finetune", "step 3: train on with the pooling in")):
+        one = commands.add_parser(step, help=story, description=f"The paper's {story}.")
+        _job_options(one, step)
+        one.set_defaults(run=_job, step={"train": "base"}.get(step, step))
     return parser
+
+
+def _job_options(one: argparse.ArgumentParser, step: str) -> None:
+    from tokenpool.runs.recipe import PRESETS
+    one.add_argument("--preset", default="pebbles", metavar="NAME", help=f"{', '.join(PRESETS)}; default: pebbles")
+    one.add_argument("--model", metavar="NAME", help="a model of the preset; default: its first")
+    if step == "finetune":
+        one.add_argument("--system", default="wk_medoids", metavar="NAME",
+                         help="a pooling method, plain, convolution or dynamic_vit; default: wk_medoids")
+        one.add_argument("--start", default="", metavar="NAME", help="of a clustering; default: top_k (Algorithm 1)")
+        one.add_argument("--counts", action="store_true", help="carry counts into later attention (not in the paper)")
+        one.add_argument("--saving", type=float, default=0.0, metavar="SHARE", help="of the computations, such as 0.42")
+        one.add_argument("--schedule", default="", metavar="NAME", help="found by a search, in place of --saving")
+        one.add_argument("--distill", action="store_true", help="dynamic_vit: learn from the plain model too")
+    if step == "search":
+        one.add_argument("--penalty", type=float, required=True, metavar="LAMBDA", help="larger: fewer tokens")
+    one.add_argument("--qk", default="", metavar="READING", help="normalise keys and queries: r1 or r2 (eq. 6)")
+    one.add_argument("--alpha", default="", metavar="KIND", help="with --qk: one or learned")
+    one.add_argument("--seed", type=int, default=0)
+    if step != "train":
+        one.add_argument("--base-seed", type=int, default=0, metavar="N", help="which base model to go on from")
+    one.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to begin with, .safetensors or .pth")
+    one.add_argument("--data", metavar="NAME", help="another place of the preset's data: a folder or a timm name")
+    one.add_argument("--pictures", type=int, metavar="N", help="train on so many only")
+    one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings",
+                     help="change the preset's recipe, such as epochs=3 lr=1e-4")
+    one.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    one.add_argument("--checkpoint-seconds", type=float, default=60.0, metavar="S", help="default: 60")
+    one.add_argument("--checkpoint-steps", type=int, default=0, metavar="N", help="every N steps instead")
+    one.add_argument("--no-tensorboard", action="store_true")
+    one.add_argument("--dry-run", action="store_true", help="build, count, read one batch, take one step; keep nothing")
+    one.add_argument("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: results")
+
+
+def _job(args: argparse.Namespace) -> None:
+    from tokenpool.runs import jobs
+    from tokenpool.runs.recipe import Job, load_preset
+    settings = {}
+    for item in args.settings:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item}: write it as FIELD=VALUE, such as epochs=3.")
+        settings[name] = value
+    preset = load_preset(args.preset)
+    own = ("system", "start", "counts", "saving", "schedule", "distill", "penalty", "base_seed")
+    job = Job(args.preset, args.step, args.model or next(iter(preset.models)), qk=args.qk, alpha=args.alpha,
+              seed=args.seed, **{k: getattr(args, k) for k in own if hasattr(args, k)})
+    with _progress() as bar:
+        task = bar.add_task("", total=None, visible=int(os.environ.get("RANK", "0")) == 0)
+        jobs.run(job, args.out, settings=settings, data=args.data, pictures=args.pictures, checkpoint=args.checkpoint,
+                 device=args.device, say=bar.console.print, checkpoint_seconds=args.checkpoint_seconds,
+                 checkpoint_steps=args.checkpoint_steps, tensorboard=not args.no_tensorboard,
+                 tell=lambda what, done, total: bar.update(task, completed=done, total=total, description=what))
 
 
 def _progress():
@@ -187,17 +240,6 @@ def _macs(args: argparse.Namespace) -> None:
     if args.saving is not None:
         pooled = tp.PooledViT(model, saving=args.saving, method=args.method)
         print(f"pooled  {tp.macs(pooled)}\nK after each block: {' '.join(map(str, pooled.schedule))}")
-
-
-def _train(args: argparse.Namespace) -> None:
-    from tokenpool.runs.train import TrainConfig, train_default
-    changed = {k: v for k, v in (("epochs", args.epochs), ("pictures", args.pictures)) if v is not None}
-    with _progress() as bar:
-        task = bar.add_task("", total=None)
-        path = train_default(TrainConfig(**changed), args.out,
-                             progress=lambda what, done, total: bar.update(task, completed=done, total=total,
-                                                                           description=what))
-    print(f"weights  {path}")
 
 
 if __name__ == "__main__":

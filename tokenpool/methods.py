@@ -127,6 +127,10 @@ STARTS: dict[str, Start] = {
                                "add tokens by chance, far ones likelier"),
 }
 
+METHODS_THAT_DRAW = ("random", "importance", "importance_with_replacement")
+STARTS_THAT_DRAW = ("random", "k_means_plus_plus")
+
+
 def _given(indices: Tensor | None) -> Callable[[Request, Tensor | None, Tensor], Tensor]:
     """A start from indices handed in; never called by methods that do not start anywhere."""
     def choose(r: Request, d: Tensor | None, mass: Tensor) -> Tensor:
@@ -201,6 +205,11 @@ class Pooling:
         """Whether the result depends on the weights, given that they can be had."""
         start = self.start_name()
         return self.spec.scored or self.output == "weighted_mean" or (start is not None and STARTS[start].scored)
+
+    @property
+    def draws(self) -> bool:
+        """Whether chance decides anything."""
+        return self.method in METHODS_THAT_DRAW or self.start_name() in STARTS_THAT_DRAW
 
     @property
     def output_name(self) -> str:

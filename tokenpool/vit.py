@@ -350,6 +350,11 @@ class PooledViT(nn.Module):
     # ---- what training scripts ask a timm model for ----
 
     @property
+    def draws(self) -> bool:
+        """Whether the result depends on `generator`."""
+        return self.pooling.draws
+
+    @property
     def num_prefix_tokens(self) -> int:
         return self.vit.num_prefix_tokens
 
@@ -433,7 +438,7 @@ def macs(model: nn.Module, image_size: tuple[int, int] | None = None) -> Cost:
     """Multiply-accumulates of one picture: total, per block, per part, with and without clustering.
 
     Args:
-        model: a PooledViT, or a timm ViT that could become one.
+        model: a PooledViT, a timm ViT that could become one, or a rival of baselines.py, which counts itself.
         image_size: (height, width); None: the size the model was made for.
 
     Returns:
@@ -443,6 +448,8 @@ def macs(model: nn.Module, image_size: tuple[int, int] | None = None) -> Cost:
     >>> print(macs(timm.create_model("deit_tiny_patch16_224")))
     1.254 GMACs, 1.254 without clustering; 83.4% fully connected, 14.3% attention
     """
+    if hasattr(model, "cost"):
+        return model.cost()
     pooled = model if isinstance(model, PooledViT) else PooledViT(model)
     embed = pooled.vit.patch_embed
     n = embed.num_patches

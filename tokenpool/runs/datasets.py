@@ -65,14 +65,14 @@ def open_data(name: str, model: nn.Module, count: int | None = None, split: str 
         pixels, truth = scale(images), torch.from_numpy(labels)
         return Pictures(name, len(truth), list(zip(pixels.split(batch_size), truth.split(batch_size), strict=True)),
                         masks)
-    data = _find(name, split, _transform(model), download)
+    data = find(name, split, _transform(model), download)
     if count is not None and count < len(data):
-        data = torch.utils.data.Subset(data, _spread(len(data), count))
+        data = torch.utils.data.Subset(data, spread(len(data), count))
     loader: Any = DataLoader(data, batch_size=batch_size, shuffle=False, num_workers=0)
     return Pictures(name, len(data), loader)
 
 
-def _spread(total: int, count: int) -> list[int]:
+def spread(total: int, count: int) -> list[int]:
     """`count` numbers spread evenly over range(total): sorted data sets give every class a share."""
     return [i * total // count for i in range(count)]
 
@@ -84,7 +84,13 @@ def _transform(model: nn.Module) -> Any:
     return create_transform(**config, is_training=False)
 
 
-def _find(name: str, split: str, transform: Any, download: bool) -> Any:
+def find(name: str, split: str, transform: Any, download: bool = False, batch_size: int = 1, training: bool = False,
+         seed: int = 0) -> Any:
+    """The data set behind a name: Parquet, a folder a class, or whatever timm's factory opens.
+
+    Args:
+        batch_size, training, seed: hints for timm's streaming readers, which shuffle and deal out shards by them.
+    """
     folder = Path(name)
     if folder.is_dir():
         parquet = sorted(folder.glob("**/*.parquet"))
@@ -98,9 +104,11 @@ def _find(name: str, split: str, transform: Any, download: bool) -> Any:
                                 "name such as torch/cifar10, hfds/uoft-cs/cifar10, wds/...")
     from timm.data import create_dataset
 
-    where = {"root": name} if folder.is_dir() else {"root": "data_cache"}
+    # timm keeps the place of WebDataset shards apart from the reader's name
+    where = {"root": name if folder.is_dir() else name[4:] if name.startswith("wds/") else "data_cache"}
     try:
-        data = create_dataset("" if folder.is_dir() else name, split=split, download=download, **where)
+        data = create_dataset("" if folder.is_dir() else name, split=split, download=download, batch_size=batch_size,
+                              is_training=training, seed=seed, **where)
     except Exception as error:       # timm's readers raise whatever their libraries raise, the network's included
         raise OSError(f"timm could not open {name!r} (split {split!r}): {type(error).__name__}: "
                       f"{str(error).splitlines()[0] if str(error) else 'no reason given'}. Check the name and the "

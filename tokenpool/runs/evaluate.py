@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from tokenpool.methods import METHODS, STARTS, one_of
+from tokenpool.methods import METHODS, METHODS_THAT_DRAW, STARTS, STARTS_THAT_DRAW, one_of
 from tokenpool.runs.datasets import Pictures
-from tokenpool.runs.results import Results, Row, key_of, provenance, wilson
+from tokenpool.runs.results import Results, Row, key_of, pack, provenance, wilson
 from tokenpool.runs.weights import fingerprint
 from tokenpool.vit import PooledViT, macs
 
@@ -27,8 +28,6 @@ FIGURES = {
     "6": ("wk_medoids",),
     "9": tuple(METHODS),
 }
-_DRAWS = ("random", "importance", "importance_with_replacement")       # methods that draw
-_DRAWING_STARTS = ("random", "k_means_plus_plus")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def settings(figures: Iterable[str] = tuple(FIGURES), methods: Sequence[str] | N
                 starts = (tuple(STARTS) if figure == "6" or method == "wk_medoids" else ("top_k", "farthest_first")) \
                     if METHODS[method].kind == "clustering" else ("",)
                 for start in starts:
-                    draws = method in _DRAWS or start in _DRAWING_STARTS
+                    draws = method in METHODS_THAT_DRAW or start in STARTS_THAT_DRAW
                     for budget in budgets:
                         for seed in range(seeds if draws else 1):
                             wanted[Setting(method, start, counts, budget, seed)] = None
@@ -114,32 +113,48 @@ def _pooled(model: nn.Module, setting: Setting) -> PooledViT:
 @torch.inference_mode()
 def _row(key: str, pooled: PooledViT, model_name: str, weights: str, pictures: Pictures, batches: list,
          setting: Setting, device: str, origin: dict[str, str]) -> Row:
-    # Methods that draw do so anew for every batch of this fixed size, from one generator per setting.
-    draws = setting.method in _DRAWS or setting.start in _DRAWING_STARTS
-    generator = torch.Generator().manual_seed(setting.seed) if draws else None
-    right, speeds = 0, []
+    measured = score(pooled, pictures, batches, model_name, setting.seed if pooled.draws else None)
+    return Row(
+        key=key, method=setting.method, start=setting.start,
+        output=pooled.pooling.output_name if setting.method != "plain" else "",
+        counts=setting.counts, saving=setting.saving, seed=setting.seed,
+        schedule=" ".join(map(str, pooled.schedule or ())), **measured,
+        batch_size=len(batches[0][0]), model=model_name, weights=weights, data=pictures.name,
+        device=device_name(device), threads=torch.get_num_threads(), **origin)
+
+
+@torch.inference_mode()
+def score(system: Any, pictures: Pictures, batches: list, model_name: str, seed: int | None) -> dict[str, Any]:
+    """What is measured of a system that can be pooled, as columns of a `Row`.
+
+    Args:
+        seed: of methods that draw: anew for every batch of the fixed size, from one generator.
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    options = {} if generator is None else {"generator": generator}
+    found, speeds = [], []
     for x, y in batches:
         started = time.perf_counter()
-        logits = pooled(x, generator=generator)
-        guess = logits.argmax(1)
-        right += int((guess == y).sum())                          # waits for a GPU too
+        logits = system(x, **options)
+        found.append((logits.argmax(1) == y).cpu())                # waits for a GPU too
         speeds.append(len(x) / (time.perf_counter() - started))
     if not torch.isfinite(logits).all():
         raise ValueError(f"{model_name} answers NaN or infinity on {pictures.name}. Check the weights.")
-    errors = [step.error for step in pooled.trace(batches[0][0][:100], generator=generator).steps if step.pooled]
-    cost, plain = macs(pooled), macs(pooled.vit)
-    low, high = wilson(right, pictures.count)
-    return Row(
-        key, setting.method, setting.start, pooled.pooling.output_name if setting.method != "plain" else "",
-        setting.counts, setting.saving, setting.seed, " ".join(map(str, pooled.schedule or ())),
-        cost.total / 1e9, cost.without_clustering / 1e9, plain.total / 1e9, right / pictures.count, low, high,
-        pictures.count, float(torch.stack(errors).mean()) if errors else 0.0, sorted(speeds)[len(speeds) // 2],
-        len(batches[0][0]), model_name, weights, pictures.name, _device_name(device), torch.get_num_threads(), **origin)
+    steps = system.trace(batches[0][0][:100], **options).steps if isinstance(system, PooledViT) else ()
+    errors = [step.error for step in steps if step.pooled]
+    right = torch.cat(found)
+    cost, plain = macs(system), macs(system.vit)
+    low, high = wilson(int(right.sum()), pictures.count)
+    return dict(
+        gmacs=cost.total / 1e9, gmacs_without_clustering=cost.without_clustering / 1e9,
+        gmacs_plain=plain.total / 1e9, top1=float(right.double().mean()), top1_low=low, top1_high=high,
+        pictures=pictures.count, reconstruction_error=float(torch.stack(errors).mean()) if errors else 0.0,
+        images_per_second=sorted(speeds)[len(speeds) // 2], right=pack(right.numpy()))
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
     if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     if torch.device(device).type != "cpu":
         return device
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import math
@@ -14,7 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from tokenpool.runs.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,20 @@ class Row:
     python: str
     commit: str
     date: str
+    # since training came in; files without these columns are read with the defaults
+    stage: str = "untouched"      # "untouched": pooled as it is; "finetuned": trained with the pooling in; "base"
+    preset: str = ""
+    run: str = ""                 # folder of the run that trained it: its card is there
+    schedule_name: str = ""       # a found schedule's; empty: geometric, for `saving`
+    qk: str = ""                  # normalised keys and queries: "r1-one", "r2-learned", ...
+    train_seed: int = 0
+    base_seed: int = 0
+    epochs: float = 0.0           # of finetuning
+    right: str = ""               # which pictures were right, as bits: pairs of runs can be compared picture by picture
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
+_FIRST_COLUMNS = COLUMNS.index("date") + 1       # the shortest header that was ever written
 
 
 class Results:
@@ -61,6 +76,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
+        self._older = False
         if path.exists() and path.stat().st_size:
             self._read()
         else:
@@ -75,16 +91,26 @@ class Results:
             text = text[:text.rfind("\n") + 1]
             self.path.write_text(text)
         lines = list(csv.reader(text.splitlines()))
-        if not lines or tuple(lines[0]) != COLUMNS:
+        old = tuple(lines[0]) if lines else ()
+        if old != COLUMNS[:len(old)] or len(old) < _FIRST_COLUMNS:
             raise ValueError(f"{self.path} was written by another version of tokenpool: its columns differ. "
                              "Move it away, or give another folder with --out.")
         try:
-            self.rows = [_parse(line) for line in lines[1:]]
+            self.rows = [_parse(line, old) for line in lines[1:]]
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path} holds a line that is not a result ({error}). "
                              "Mend or remove the line, or give another folder with --out.") from error
+        self._older = old != COLUMNS
+
+    def _write_anew(self) -> None:
+        """With all columns, before a row is added to a file of an older version."""
+        with replace_file(self.path) as temporary, temporary.open("w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *([getattr(row, c) for c in COLUMNS] for row in self.rows)])
+        self._older = False
 
     def add(self, row: Row) -> None:
+        if self._older:
+            self._write_anew()
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerow([getattr(row, c) for c in COLUMNS])
             file.flush()
@@ -93,16 +119,26 @@ class Results:
         self.keys.add(row.key)
 
 
-def _parse(line: list[str]) -> Row:
-    if len(line) != len(COLUMNS):
-        raise ValueError(f"{len(line)} values where {len(COLUMNS)} belong")
+def _parse(line: list[str], columns: tuple[str, ...]) -> Row:
+    if len(line) != len(columns):
+        raise ValueError(f"{len(line)} values where {len(columns)} belong")
     read: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float,
                                              "bool": lambda v: {"True": True, "False": False}[v]}
-    return Row(**{f.name: read[str(f.type)](v) for f, v in zip(fields(Row), line, strict=True)})
+    return Row(**{f.name: read[str(f.type)](v) for f, v in zip(fields(Row), line, strict=False)})
 
 
 def frame(rows: list[Row]) -> pd.DataFrame:
     return pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
+
+
+def pack(right: np.ndarray) -> str:
+    """(pictures,) bool -> text."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpack(text: str, pictures: int) -> np.ndarray:
+    """The inverse of `pack`."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=pictures).astype(bool)
 
 
 def key_of(**settings: object) -> str:

@@ -59,11 +59,12 @@ def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: 
     if checkpoint is None and name == SHIPPED and not pretrained:
         checkpoint = shipped_weights()
     if checkpoint is not None:
-        _load(model, name, Path(checkpoint))
+        load_into(model, name, Path(checkpoint))
     return model.eval()
 
 
-def _load(model: nn.Module, name: str, path: Path) -> None:
+def load_into(model: nn.Module, name: str, path: Path) -> None:
+    """Weights from a .safetensors or .pth file into a model; `name` is for the error messages."""
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}. Give the path of a .safetensors or .pth file.")
     try:

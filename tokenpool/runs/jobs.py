@@ -1,0 +1,183 @@
+"""Run a job: build the system, train it, measure it, and leave a folder that says everything.
+
+    results/imagenet50_cpu/finetune-ti-wk_medoids-top_k-save42-s0/
+        rows.csv             the measurements, untouched and finetuned: what the board reads
+        card.json            command, recipe, commit, device, versions, time, last line of the log
+        metrics.csv          loss, rate, speed by step        model.safetensors   weights, half precision
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tokenpool.attention import normalise_qk
+from tokenpool.baselines import ConvolutionViT, DynamicViT
+from tokenpool.methods import METHODS
+from tokenpool.runs.datasets import Pictures, open_data
+from tokenpool.runs.evaluate import device_name, score
+from tokenpool.runs.files import replace_file
+from tokenpool.runs.recipe import Job, Preset, Recipe, load_preset
+from tokenpool.runs.results import Results, Row, key_of, provenance
+from tokenpool.runs.schedules import load_schedule, save_schedule
+from tokenpool.runs.train import CHECKPOINT, Tell, fit, seconds_spent
+from tokenpool.runs.traindata import open_train
+from tokenpool.runs.weights import data_folder, fingerprint, load_into
+from tokenpool.search import SoftMaskViT
+from tokenpool.vit import PooledViT, macs
+
+
+def build_base(preset: Preset, job: Job) -> nn.Module:
+    """The timm ViT of a job with random weights."""
+    if job.model not in preset.models:
+        raise ValueError(f"Preset {preset.name} has no model {job.model!r}. Use --model {' or '.join(preset.models)}.")
+    name, options = preset.models[job.model]
+    recipe = preset.recipe(job.step)
+    torch.manual_seed(job.seed)
+    vit = timm.create_model(name, **options, drop_path_rate=recipe.drop_path)
+    return normalise_qk(vit, job.qk, job.alpha == "learned") if job.qk else vit
+
+
+def build_system(vit: nn.Module, job: Job, classes_of_results: Path | None = None) -> Any:
+    """What is trained: the ViT with a downsampler in it."""
+    if job.step == "search":
+        return SoftMaskViT(vit, penalty=job.penalty)
+    if job.step == "base" or job.system == "plain":
+        return PooledViT(vit)
+    if job.system == "convolution":
+        return ConvolutionViT(vit, saving=job.saving)
+    if job.system == "dynamic_vit":
+        return DynamicViT(vit, saving=job.saving, distill=job.distill)
+    schedule = list(load_schedule(job.schedule, classes_of_results)) if job.schedule else None
+    return PooledViT(vit, schedule, saving=None if schedule else job.saving, method=job.system,
+                     init=job.start or None, carry_counts=job.counts, seed=job.seed)
+
+
+def base_weights(preset: Preset, job: Job, results: Path) -> Path:
+    """Where the base model's weights are: among the results, else among what ships."""
+    own = results / preset.name / job.base / "model.safetensors"
+    if own.exists():
+        return own
+    shipped = data_folder() / "weights" / preset.name / f"{job.base}.safetensors"
+    if shipped.exists():
+        return shipped
+    first = Job(preset.name, "base", job.model, qk=job.qk, alpha=job.alpha, seed=job.base_seed)
+    raise FileNotFoundError(f"There is no base model {own}. Train it first: {first.command()}")
+
+
+def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] | None = None,
+        data: str | None = None, pictures: int | None = None, checkpoint: Path | None = None, device: str | None = None,
+        tell: Tell | None = None, say: Callable[[str], None] = print, checkpoint_seconds: float = 60.0,
+        checkpoint_steps: int = 0, tensorboard: bool = True, max_steps: int | None = None) -> list[Row]:
+    """Run one job to its end, or on from where it was stopped, and return its rows (none for a search).
+
+    Args:
+        settings: recipe fields to change, as text. data: another place of the same data. pictures: train on fewer.
+        checkpoint: base weights from a file. max_steps: stop training early (the run is then marked as not finished).
+    """
+    preset = load_preset(job.preset)
+    recipe = replace(preset.recipe(job.step), seed=job.seed).changed(settings or {})
+    folder = results / preset.name / job.name
+    identity = {"job": asdict(job), "recipe": asdict(recipe), "pictures": pictures, "data": data}
+    card_file = folder / "card.json"
+    if card_file.exists():
+        card = json.loads(card_file.read_text())
+        if card["identity"] != json.loads(json.dumps(identity)):
+            raise ValueError(f"{folder} holds a finished run with another recipe. Give another --out, or delete it.")
+        say(f"finished already: {folder}")
+        return Results(folder / "rows.csv").rows if (folder / "rows.csv").exists() else []
+
+    vit = build_base(preset, job)
+    if job.step != "base":
+        load_into(vit, f"{preset.name}/{job.model}", checkpoint or base_weights(preset, job, results))
+    elif checkpoint is not None:
+        load_into(vit, f"{preset.name}/{job.model}", checkpoint)
+    system = build_system(vit, job, results)
+    cpu = device == "cpu"
+    target = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+    where = data or preset.data
+    check: Pictures | None = None
+    rows: list[Row] = []
+    main = _is_main()
+    if job.step != "search" and main:
+        check = open_data(where, vit, preset.val_pictures, preset.val_split)
+        if job.step == "finetune" and job.system in METHODS:
+            # DynamicViT's predictors and convolutions are random before training: nothing to measure there
+            rows.append(_measure(system.to(target).eval(), job, preset, recipe, check, "untouched", target))
+    cost = macs(system)
+    say(f"{job.name}: {cost}")
+
+    count = pictures or (preset.train_pictures if job.step == "base" else preset.finetune_pictures)
+    cache = results / "cache"
+    system = fit(system, lambda rank, world: open_train(where, vit, recipe, preset.train_split, count, rank, world, cache),
+                 recipe, folder, identity, tell=tell, checkpoint_seconds=checkpoint_seconds,
+                 checkpoint_steps=checkpoint_steps, tensorboard=tensorboard, cpu=cpu, max_steps=max_steps)
+    if max_steps is not None or not main:
+        return rows
+    weights = folder / "model.safetensors"
+    state = {k: v.detach().half().cpu().contiguous() for k, v in system.state_dict().items()}
+    system.load_state_dict({k: v.float() for k, v in state.items()})          # measured is what a user will load
+    with replace_file(weights) as temporary:
+        save_file(state, temporary)
+    card = {"run": job.name, "command": job.command(), "identity": identity, "macs": str(cost),
+            "seconds": round(seconds_spent(folder)), "device": device_name(str(target)),
+            "threads": torch.get_num_threads(), "processes": _world(), **provenance(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"), "platform": platform.platform(),
+            "log": (folder / "metrics.csv").read_text().splitlines()[-1]}
+    if job.step == "search":
+        card["schedule"] = save_schedule(folder, job, system)
+        say(f"K after each block: {' '.join(map(str, card['schedule']['tokens']))}   saved as {job.name}")
+    else:
+        assert check is not None
+        rows.append(_measure(system, job, preset, recipe, check, "finetuned" if job.step == "finetune" else "base",
+                             target))
+        card["top1"] = rows[-1].top1
+        (folder / "rows.csv").unlink(missing_ok=True)
+        store = Results(folder / "rows.csv")
+        for row in rows:
+            store.add(row)
+        for row in rows:
+            say(f"{row.stage}: top-1 {100 * row.top1:.1f} % ({100 * row.top1_low:.1f} to {100 * row.top1_high:.1f})")
+    with replace_file(card_file) as temporary:
+        temporary.write_text(json.dumps(card, indent=1) + "\n")
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return rows
+
+
+def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Pictures, stage: str,
+             device: torch.device) -> Row:
+    system.eval()
+    batches = [(x.to(device), y.to(device)) for x, y in check]
+    draws = isinstance(system, PooledViT) and system.draws
+    measured = score(system, check, batches, job.name, job.seed if draws else None)
+    pooling = getattr(system, "pooling", None)
+    pooled = stage != "base" and job.system in METHODS
+    return Row(
+        key=key_of(job=job.name, preset=preset.name, stage=stage), method=job.system,
+        start=job.start or (pooling.start_name() or "" if pooled else ""), output=pooling.output_name if pooled else "",
+        counts=job.counts, saving=job.saving, seed=job.seed,
+        schedule=" ".join(map(str, system.schedule or ())), **measured, batch_size=len(batches[0][0]),
+        model=f"{preset.name}/{job.model}", weights=fingerprint(system), data=check.name,
+        device=device_name(str(device)), threads=torch.get_num_threads(), stage=stage, preset=preset.name, run=job.name,
+        schedule_name=job.schedule, qk=f"{job.qk}-{job.alpha}" if job.qk else "", train_seed=job.seed,
+        base_seed=job.seed if job.step == "base" else job.base_seed,
+        epochs=recipe.epochs if stage == "finetuned" else 0.0, **provenance())
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
