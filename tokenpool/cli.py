@@ -93,7 +93,97 @@ def _parser() -> argparse.ArgumentParser:
         one = commands.add_parser(step, help=story, description=f"The paper's {story}.")
         _job_options(one, step)
         one.set_defaults(run=_job, step={"train": "base"}.get(step, step))
+
+    grid = commands.add_parser("plan", help="the runs of a figure, one command a line, for any scheduler",
+                               description="Print the commands of one or more figures, in an order that works.")
+    _plan_options(grid)
+    grid.add_argument("--step", choices=("base", "search", "finetune"), help="only this step")
+    grid.set_defaults(run=_plan)
+
+    whole = commands.add_parser("protocol", help="run a plan on this machine, then write the board",
+                                description="Run all runs of a plan that are not finished yet; then the board.")
+    _plan_options(whole)
+    whole.add_argument("--jobs", type=int, metavar="N", help="at a time; default: one per core, or one on a GPU")
+    whole.add_argument("--data", metavar="NAME", help="another place of the preset's data")
+    whole.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
+    whole.add_argument("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: results")
+    whole.set_defaults(run=_protocol)
+
+    board = commands.add_parser("report", help="all rows -> the board: one page, a panel per figure, verdicts",
+                                description="Read rows from files and folders and write one self-contained page.")
+    board.add_argument("sources", nargs="*", type=Path, metavar="PATH",
+                       help="CSV files, or folders of runs; default: what ships and results/")
+    board.add_argument("--page", type=Path, default=Path("results/board.html"), help="default: results/board.html")
+    board.add_argument("--collect", type=Path, metavar="FOLDER",
+                       help="also write all rows and run cards there, one pair of files a preset")
+    board.set_defaults(run=_report)
     return parser
+
+
+def _plan_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("figures", nargs="*", metavar="FIG", help="fig3, 5b, 6, search, counts, ... or all; default: all "
+                     "that need no new base model")
+    one.add_argument("--preset", default="pebbles", metavar="NAME", help="default: pebbles")
+    one.add_argument("--seeds", type=int, default=1, metavar="N", help="finetunings per setting; default: 1")
+
+
+def _planned(args: argparse.Namespace) -> list:
+    from tokenpool.runs.plan import ONE_BASE, plan
+    from tokenpool.runs.recipe import load_preset
+    return plan(args.figures or ONE_BASE, load_preset(args.preset), args.seeds)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    step = None
+    for job in _planned(args):
+        if args.step in (None, job.step):
+            if args.step is None and job.step != step:
+                print(f"# {job.step}: needs all runs above it to be finished" if step else f"# {job.step}")
+            step = job.step
+            print(job.command())
+
+
+def _protocol(args: argparse.Namespace) -> None:
+    from tokenpool.runs.protocol import run_all
+    plan = _planned(args)
+    print(f"{len(plan)} runs of preset {args.preset} into {args.out}; finished ones are skipped")
+    with _progress() as bar:
+        task = bar.add_task("", total=len(plan))
+        failed = run_all(plan, args.out, args.jobs, data=args.data, settings=_settings(args),
+                         tell=lambda what, done, total: bar.update(task, completed=done, description=what))
+    for job, why in failed:
+        print(f"failed: {job.command()}\n        {why}   (log: {args.out / job.preset / job.name / 'log.txt'})")
+    _write_board([args.out / args.preset], args.out / "board.html", None)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(plan)} runs failed, see above. The same command tries them again.")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from tokenpool.runs.weights import data_folder
+    sources = args.sources or [p for p in (data_folder() / "runs", Path("results")) if p.exists()]
+    _write_board(sources, args.page, args.collect)
+
+
+def _write_board(sources: list[Path], page: Path, collect: Path | None) -> None:
+    from tokenpool.runs import board
+    evidence = board.read(sources)
+    said = board.write_page(page, evidence)
+    for verdict in said:
+        print(f"- {verdict.verdict.upper()}: {verdict.claim}. {verdict.evidence}")
+    if collect:
+        for path in board.collect(evidence, collect):
+            print(f"rows   {path}")
+    print(f"\npage   {page}   (open it in a browser)")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, str]:
+    settings = {}
+    for item in args.settings:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item}: write it as FIELD=VALUE, such as epochs=3.")
+        settings[name] = value
+    return settings
 
 
 def _job_options(one: argparse.ArgumentParser, step: str) -> None:
@@ -131,21 +221,16 @@ def _job_options(one: argparse.ArgumentParser, step: str) -> None:
 def _job(args: argparse.Namespace) -> None:
     from tokenpool.runs import jobs
     from tokenpool.runs.recipe import Job, load_preset
-    settings = {}
-    for item in args.settings:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"--set {item}: write it as FIELD=VALUE, such as epochs=3.")
-        settings[name] = value
     preset = load_preset(args.preset)
     own = ("system", "start", "counts", "saving", "schedule", "distill", "penalty", "base_seed")
     job = Job(args.preset, args.step, args.model or next(iter(preset.models)), qk=args.qk, alpha=args.alpha,
               seed=args.seed, **{k: getattr(args, k) for k in own if hasattr(args, k)})
     with _progress() as bar:
         task = bar.add_task("", total=None, visible=int(os.environ.get("RANK", "0")) == 0)
-        jobs.run(job, args.out, settings=settings, data=args.data, pictures=args.pictures, checkpoint=args.checkpoint,
+        jobs.run(job, args.out, settings=_settings(args), data=args.data, pictures=args.pictures, checkpoint=args.checkpoint,
                  device=args.device, say=bar.console.print, checkpoint_seconds=args.checkpoint_seconds,
                  checkpoint_steps=args.checkpoint_steps, tensorboard=not args.no_tensorboard,
+                 max_steps=1 if args.dry_run else None,
                  tell=lambda what, done, total: bar.update(task, completed=done, total=total, description=what))
 
 

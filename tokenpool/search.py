@@ -49,7 +49,7 @@ class SoftMaskViT(nn.Module):
         for block, mask in zip(vit.blocks, self.masks, strict=True):
             x, attention = attention_half(block, x, None, None)
             score = significance(attention.detach().float(), prefix)
-            rank = score.argsort(1, descending=True, stable=True).argsort(1)
+            rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             x = torch.cat((x[:, :prefix], x[:, prefix:] * mask[rank][..., None].to(x.dtype)), 1)
             x = mlp_half(block, x)
         return vit.forward_head(vit.norm(x))

@@ -11,14 +11,14 @@ import plotly.graph_objects as go
 from PIL import Image
 
 # Okabe-Ito colours that reach 3:1 on white, in a fixed order; shape and dash repeat what colour says.
-_LOOKS = {
+LOOKS = {
     "top_k": ("#D55E00", "square", "solid"), "random": ("#000000", "x", "dot"),
     "importance": ("#AA4499", "diamond", "dash"), "importance_with_replacement": ("#AA4499", "diamond-open", "dot"),
     "grid_average": ("#555555", "triangle-down", "dashdot"),
     "k_means": ("#0072B2", "circle-open", "dash"), "wk_means": ("#0072B2", "circle", "solid"),
     "k_medoids": ("#007A5E", "triangle-up-open", "dash"), "wk_medoids": ("#007A5E", "triangle-up", "solid"),
 }
-_START_LOOKS = {
+START_LOOKS = {
     "top_k": ("#D55E00", "square", "solid"), "random": ("#000000", "x", "dot"),
     "farthest_first": ("#007A5E", "triangle-up", "solid"), "k_means_plus_plus": ("#0072B2", "circle", "dash"),
 }
@@ -61,7 +61,7 @@ def trade_off(rows: pd.DataFrame, methods: tuple[str, ...], counts: bool, start:
             mine = mine[mine["start"] == (start or best_start(mine, method))]
         if len(mine):
             name = method if not mine["start"].iloc[0] else f"{method}, {mine['start'].iloc[0]} start"
-            _curve(figure, summary(mine, ["method"]), name, _LOOKS.get(method, ("#000000", "circle", "solid")))
+            _curve(figure, summary(mine, ["method"]), name, LOOKS.get(method, ("#000000", "circle", "solid")))
     return figure
 
 
@@ -69,7 +69,7 @@ def starts(rows: pd.DataFrame, counts: bool, title: str, method: str = "wk_medoi
     """The paper's Fig. 6: one method from several starts."""
     figure = _empty(title, rows[rows["method"] == "plain"])
     mine = rows[(rows["method"] == method) & (rows["counts"] == counts)]
-    for start, look in _START_LOOKS.items():
+    for start, look in START_LOOKS.items():
         part = mine[mine["start"] == start]
         if len(part):
             _curve(figure, summary(part, ["method"]), f"{start} start", look)
@@ -170,7 +170,7 @@ def glance(rows: pd.DataFrame) -> go.Figure:
         method, start, counts = best
         add(method, start, counts, f"{method}, {start} start{', carried counts' if counts else ''} (best here)",
             ("#0072B2", "circle", "solid"))
-    add("wk_medoids", "top_k", False, "wk_medoids, top_k start (the paper's default)", _LOOKS["wk_medoids"])
+    add("wk_medoids", "top_k", False, "wk_medoids, top_k start (the paper's default)", LOOKS["wk_medoids"])
     for method in ("grid_average", "random", "top_k"):
-        add(method, "", False, {"top_k": "top_k (PoWER-BERT)"}.get(method, method), _LOOKS[method])
+        add(method, "", False, {"top_k": "top_k (PoWER-BERT)"}.get(method, method), LOOKS[method])
     return figure

@@ -33,7 +33,7 @@ from tokenpool.runs.results import Results, Row, key_of, provenance
 from tokenpool.runs.schedules import load_schedule, save_schedule
 from tokenpool.runs.train import CHECKPOINT, Tell, fit, seconds_spent
 from tokenpool.runs.traindata import open_train
-from tokenpool.runs.weights import data_folder, fingerprint, load_into
+from tokenpool.runs.weights import fingerprint, load_into, shipped_weights
 from tokenpool.search import SoftMaskViT
 from tokenpool.vit import PooledViT, macs
 
@@ -69,9 +69,8 @@ def base_weights(preset: Preset, job: Job, results: Path) -> Path:
     own = results / preset.name / job.base / "model.safetensors"
     if own.exists():
         return own
-    shipped = data_folder() / "weights" / preset.name / f"{job.base}.safetensors"
-    if shipped.exists():
-        return shipped
+    if job.base in preset.shipped:
+        return shipped_weights(preset.shipped[job.base])
     first = Job(preset.name, "base", job.model, qk=job.qk, alpha=job.alpha, seed=job.base_seed)
     raise FileNotFoundError(f"There is no base model {own}. Train it first: {first.command()}")
 

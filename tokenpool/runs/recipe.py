@@ -167,6 +167,7 @@ class Preset:
     train_pictures: int | None = None   # None: all of the split
     finetune_pictures: int | None = None
     val_pictures: int | None = None
+    shipped: Mapping[str, str] = dataclasses.field(default_factory=dict)   # base run -> its weights under data/
 
     def recipe(self, step: str) -> Recipe:
         return {"base": self.base, "search": self.search, "finetune": self.finetune}[step]

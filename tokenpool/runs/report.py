@@ -35,20 +35,20 @@ PANEL_SAVING = 0.6
 def write_page(path: Path, rows: pd.DataFrame, verdicts: list[Verdict], model: nn.Module | None = None) -> None:
     """Write the page; with a model of the shipped kind, the cluster pictures are drawn with it."""
     best = figures.best_clustering(rows)
-    parts = [_lead(rows, best), _plot("glance", figures.glance(rows), _see_glance(rows, best)), _claims(verdicts)]
+    parts = [_lead(rows, best), plot("glance", figures.glance(rows), _see_glance(rows, best)), _claims(verdicts)]
     measured = set(rows["method"])
     if measured & set(FIGURES["5a"]):
-        parts.append("<h2>Fig. 5a: ways to use the significance score</h2>" + _plot(
+        parts.append("<h2>Fig. 5a: ways to use the significance score</h2>" + plot(
             "fig5a", figures.trade_off(rows, FIGURES["5a"], False, "top_k", "Selections, and clustering from their score"),
             "Bars are 95 % intervals over pictures and seeds. Hover over a point for its cost, error and speed."))
     if measured & set(FIGURES["5b"]):
-        parts.append("<h2>Fig. 5b: clustering algorithms</h2>" + _plot(
+        parts.append("<h2>Fig. 5b: clustering algorithms</h2>" + plot(
             "fig5b", figures.trade_off(rows, FIGURES["5b"], False, "top_k", "Four clusterings, the paper's top-K start"),
             "The cost of the clustering is counted, which moves K-Means to fewer tokens at the same budget. "
             "Without finetuning the weights that favour high scores also favour their duplicates."))
     if (rows["start"] == "random").any():
         parts.append("<h2>Fig. 6: the start</h2>" + "".join(
-            _plot(f"fig6{int(counts)}", figures.starts(rows, counts, f"wk_medoids, {title}"), see)
+            plot(f"fig6{int(counts)}", figures.starts(rows, counts, f"wk_medoids, {title}"), see)
             for counts, title, see in (
                 (False, "counts not carried", "If the start did not matter, the curves would lie on each other."),
                 (True, "counts carried", "log(count) added to later attention logits: a token that stands for ten is "
@@ -57,7 +57,7 @@ def write_page(path: Path, rows: pd.DataFrame, verdicts: list[Verdict], model: n
         parts.append(_clusters(model))
     parts.append(_table(rows))
     body = "\n".join(parts)
-    page = _PAGE.replace("{{plotly}}", get_plotlyjs()).replace("{{body}}", body)
+    page = PAGE.replace("{{title}}", "Token pooling without finetuning").replace("{{plotly}}", get_plotlyjs()).replace("{{body}}", body)
     with replace_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -91,20 +91,26 @@ def _see_glance(rows: pd.DataFrame, best: tuple[str, str, bool] | None) -> str:
             f"top-K on {100 * b[at]:.1f} %.")
 
 
-def _plot(name: str, figure, see: str) -> str:
+def plot(name: str, figure, see: str, label: str = "") -> str:
+    """A figure with the sentence that says what to see, and its words for those who do not see it."""
+    label = label or figure.layout.title.text
     spec = pio.to_json(figure, validate=False).replace("</", "<\\/")
-    return (f'<figure><div id="{name}" class=plot role=img aria-label="{html.escape(figure.layout.title.text)}"></div>'
+    return (f'<figure><div id="{name}" class=plot role=img aria-label="{html.escape(label)}"></div>'
             f"<figcaption>{html.escape(see)}</figcaption></figure>"
             f"<script>{{const s={spec};Plotly.newPlot('{name}',s.data,s.layout,"
             "{responsive:true,displaylogo:false,displayModeBar:false});}</script>")
 
 
+def verdict_mark(verdict: str) -> str:
+    """A verdict with a sign and a colour that say the same."""
+    marks = {HOLDS: ("yes", "&#10003;"), FAILS: ("no", "&#10007;"), UNTESTED: ("none", "&ndash;")}
+    kind, sign = marks.get(verdict, ("mixed", "~"))
+    return f"<span class={kind}>{sign} {html.escape(verdict)}</span>"
+
+
 def _claims(verdicts: list[Verdict]) -> str:
-    mark = {HOLDS: ("yes", "&#10003;"), FAILS: ("no", "&#10007;"), UNTESTED: ("none", "&ndash;")}
-    lines = "".join(
-        f"<tr><td>{html.escape(v.claim)}</td><td class={mark.get(v.verdict, ('mixed', ''))[0]}>"
-        f"{mark.get(v.verdict, ('', '~'))[1]} {html.escape(v.verdict)}</td><td>{html.escape(v.evidence)}</td></tr>"
-        for v in verdicts)
+    lines = "".join(f"<tr><td>{html.escape(v.claim)}</td><td>{verdict_mark(v.verdict)}</td>"
+                    f"<td>{html.escape(v.evidence)}</td></tr>" for v in verdicts)
     return ("<h2>The paper's claims, one by one</h2><p class=small>P: from the paper's abstract or captions. "
             "S: from summaries of it; its full text was not at hand.</p>"
             f"<table><tr><th>Claim<th>Verdict<th>What was seen</tr>{lines}</table>")
@@ -166,15 +172,18 @@ grid.innerHTML=h+'</table>';}
 pick.addEventListener('change',show);show();"""
 
 # ruff: noqa: E501  (the page's style sheet)
-_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<title>Token pooling without finetuning</title><link rel=icon href="data:,">
+PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>{{title}}</title><link rel=icon href="data:,">
 <style>
 body{font:16px/1.5 system-ui,-apple-system,Segoe UI,sans-serif;color:#1b1b1b;max-width:1080px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.9rem;margin:0 0 .5rem}h2{font-size:1.3rem;margin:2.2rem 0 .6rem}.small{font-size:.87rem;color:#555}
 figure{margin:0 0 1rem}figcaption{color:#333;margin-left:64px}.plot{min-height:480px}
 table{border-collapse:collapse;font-size:.92rem}td,th{text-align:left;vertical-align:top;padding:.4rem .7rem;border-bottom:1px solid #ddd}
-td.yes{color:#006b4f;font-weight:600}td.no{color:#a33f00;font-weight:600}td.mixed{color:#333;font-weight:600}td.none{color:#666}
+span.yes{color:#006b4f;font-weight:600}span.no{color:#a33f00;font-weight:600}span.mixed{color:#333;font-weight:600}span.none{color:#666}
 .clusters{display:block;overflow-x:auto}.clusters img{width:128px;height:128px;image-rendering:pixelated;border-radius:4px;display:block}
 .clusters td,.clusters th{border:0;padding:.25rem;font-weight:400;font-size:.83rem;max-width:132px}
 .numbers{font-variant-numeric:tabular-nums;display:block;overflow-x:auto}select{font:inherit;padding:.2rem}
+h3{font-size:1.02rem;margin:1.2rem 0 .2rem}pre{overflow-x:auto;font-size:.8rem;background:#f6f6f6;padding:.6rem}button{font:inherit}
+.claims th{font-weight:400;width:22%}.claims tr:first-child th{font-weight:600}
+#card{position:fixed;right:0;top:0;bottom:0;width:min(560px,92vw);background:#fff;border-left:2px solid #888;overflow:auto;padding:1rem;z-index:9}
 </style><script>{{plotly}}</script><body><main>{{body}}</main></body></html>"""

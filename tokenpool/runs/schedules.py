@@ -16,7 +16,7 @@ def save_schedule(folder: Path, job: Job, system: Any) -> dict[str, Any]:
     """Write `folder/schedule.json` and return what is in it."""
     found = {"name": job.name, "preset": job.preset, "model": job.model, "penalty": job.penalty,
              "tokens": list(system.found_schedule()),
-             "masks": [[round(float(v), 4) for v in mask] for mask in system.masks]}
+             "masks": [[round(float(v), 4) for v in mask] for mask in system.masks.detach()]}
     with replace_file(folder / "schedule.json") as temporary:
         temporary.write_text(json.dumps(found) + "\n")
     return found

@@ -25,15 +25,14 @@ def data_folder() -> Path:
                             "Clone the repository again, or install the package again.")
 
 
-def shipped_weights() -> Path:
-    """Path of the shipped weights, after comparing their checksum."""
+def shipped_weights(name: str = f"{SHIPPED}/model.safetensors") -> Path:
+    """Path of weights that ship, after comparing their checksum."""
     folder = data_folder()
-    path = folder / SHIPPED / "model.safetensors"
+    path = folder / name
     wanted = dict(reversed(line.split()) for line in (folder / "checksums.txt").read_text().splitlines() if line)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing. Bring it back with `git checkout data` "
-                                "or make it again with `make train-default`.")
-    if sha256(path) != wanted[f"{SHIPPED}/model.safetensors"]:
+        raise FileNotFoundError(f"{path} is missing. Bring it back with `git checkout data`.")
+    if sha256(path) != wanted[name]:
         raise ValueError(f"{path} is damaged: its checksum is not the one in {folder / 'checksums.txt'}. "
                          "Bring it back with `git checkout data`.")
     return path
