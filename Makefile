@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help install reproduce test lab train-default lock clean
+.PHONY: help install reproduce protocol test lab train-default lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -13,6 +13,9 @@ install: $(READY)  ## set up .venv from requirements.lock, once
 
 reproduce: $(READY)  ## measure every method; table, CSV and page in results/reproduce (minutes)
 	$(BIN)/tokenpool reproduce
+
+protocol: $(READY)  ## search K, finetune every method on pebbles from the shipped weights, write the board (half an hour)
+	$(BIN)/tokenpool protocol
 
 test: $(READY)   ## lint, types, unit and property tests, one run end to end
 	$(BIN)/ruff check .
@@ -23,7 +26,7 @@ lab: $(READY)    ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 train-default: $(READY)  ## train the model that ships, about 25 minutes on two cores
-	$(BIN)/tokenpool train-default
+	$(BIN)/tokenpool train --preset pebbles
 
 lock: $(READY)   ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv

@@ -150,7 +150,9 @@ def test_ctrl_c_loses_nothing(tmp_path):
 
 
 def test_help_reads_well(capsys):
-    for arguments in (["--help"], ["reproduce", "--help"], ["macs", "--help"], ["train-default", "--help"]):
+    for arguments in (["--help"], ["reproduce", "--help"], ["macs", "--help"], ["train", "--help"],
+                      ["search", "--help"], ["finetune", "--help"], ["plan", "--help"], ["protocol", "--help"],
+                      ["report", "--help"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 0

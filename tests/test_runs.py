@@ -1,7 +1,6 @@
 """Pictures, weights, rows, verdicts, training: everything with files."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 
 import tokenpool as tp
-from tokenpool.runs import datasets, evaluate, figures, results, train, verdicts, weights
+from tokenpool.runs import datasets, evaluate, figures, results, verdicts, weights
 from tokenpool.runs.pebbles import CLASSES, MATERIALS, Pebbles
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny-imagenet-50"
@@ -157,12 +156,17 @@ def test_real_pictures_from_parquet():
 
 # ---- weights ----
 
+@torch.inference_mode()
+def top1(model, images, labels):
+    return float((model(images.float() / 127.5 - 1).argmax(1) == labels).float().mean())
+
+
 def test_the_shipped_model_does_what_its_card_says():
     card = json.loads((weights.data_folder() / "pebbles_vit" / "card.json").read_text())
     assert card["top1_new_pictures"] >= 0.95
     model = weights.load_model()
     images, labels, _ = Pebbles(seed=card["config"]["val_seed"]).batch(range(300))
-    assert train.top1(model, torch.from_numpy(images), torch.from_numpy(labels)) >= 0.98
+    assert top1(model, torch.from_numpy(images), torch.from_numpy(labels)) >= 0.98
 
 
 def test_the_effect_is_visible_at_a_glance():
@@ -172,8 +176,8 @@ def test_the_effect_is_visible_at_a_glance():
     model = weights.load_model()
     ours = tp.PooledViT(model, saving=0.6, init="farthest_first", carry_counts=True)
     scores = tp.PooledViT(model, saving=0.6, method="top_k")
-    assert train.top1(ours, x, y) > 0.95
-    assert train.top1(scores, x, y) < 0.60
+    assert top1(ours, x, y) > 0.95
+    assert top1(scores, x, y) < 0.60
 
 
 def test_damaged_and_foreign_checkpoints(tmp_path, monkeypatch):
@@ -321,33 +325,7 @@ def test_cluster_pictures_by_hand():
     assert kept[3, 3].tolist() == [244, 244, 244]
 
 
-# ---- training ----
-
-def test_training_goes_on_after_a_stop_to_the_same_weights(tmp_path):
-    config = train.TrainConfig(pictures=256, epochs=2, val_pictures=100)
-
-    def stop_in_second_epoch(what, done, total):
-        if what.startswith("epoch 2"):
-            raise KeyboardInterrupt
-
-    whole = train.train_default(config, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train.train_default(config, tmp_path / "cut", progress=stop_in_second_epoch)
-    cut = train.train_default(config, tmp_path / "cut")
-    assert whole.read_bytes() == cut.read_bytes()
-    assert sorted(os.listdir(tmp_path / "cut")) == ["card.json", "model.safetensors"]
-
-
-def test_augmentation_keeps_the_label_and_the_range():
-    images = torch.from_numpy(Pebbles(seed=1).batch(range(8))[0])
-    x = train.augment(images, 0, torch.Generator().manual_seed(0))
-    original = images.float() / 127.5 - 1
-    for b in range(8):                                           # a permutation of channels, up to a sign
-        assert any(torch.allclose(x[b], sign * original[b, list(order)], atol=1e-6)
-                   for sign in (1, -1) for order in __import__("itertools").permutations(range(3)))
-    moved = train.augment(images, 4, torch.Generator().manual_seed(0))
-    assert moved.abs().max() <= 1.0
-
+# ---- rows ----
 
 def test_frame_has_a_row_per_measurement():
     assert isinstance(results.frame([row()]), pd.DataFrame)

@@ -10,12 +10,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenpool.runs import Stop
+
 _EPILOG = """examples:
   tokenpool reproduce                              every method at six budgets, a few minutes on two cores
   tokenpool reproduce --figure 6 --seeds 10        only the start study, more seeds
   tokenpool reproduce --method top_k wk_medoids --budget 0.42
   tokenpool macs deit_small_patch16_224 --saving 0.42
-  tokenpool train-default                          make the shipped weights again
+  tokenpool train --preset pebbles                 make the shipped weights again
+  tokenpool protocol                               search K and finetune every method on pebbles, then the board
+  tokenpool plan fig3 --preset imagenet50          the runs of a figure, one command a line
+  tokenpool report                                 the board of everything measured so far
 
 Stopped runs go on where they were: type the same command again.
 """
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ntokenpool: stopped. What was finished is saved; the same command goes on from there.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
+    except (Stop, ValueError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
         if args.traceback:
             raise
         print(f"tokenpool: {_sentence(error)}", file=sys.stderr)
@@ -266,7 +271,7 @@ def _reproduce(args: argparse.Namespace) -> None:
     results = Results(args.out / "results.csv")
     model = load_model(args.model, args.checkpoint, args.pretrained)
     PooledViT(model)                       # refuses what cannot be pooled, before anything is read
-    if args.model != SHIPPED and args.checkpoint is None and not args.pretrained:
+    if args.model != SHIPPED and args.checkpoint is None and not args.pretrained and ":" not in args.model:
         raise ValueError(f"{args.model} would have random weights, and every accuracy would be chance. "
                          "Add --pretrained or --checkpoint FILE.")
     pictures = open_data(args.data, model, args.pictures, args.split, download=args.download)

@@ -1,0 +1,5 @@
+"""Everything with files and clocks: pictures, training, measuring, rows, figures, pages."""
+
+
+class Stop(Exception):
+    """A run that cannot go on; its text says why and what to do."""

@@ -33,6 +33,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from tokenpool.runs import Stop
 from tokenpool.runs.files import replace_file
 from tokenpool.runs.recipe import Recipe
 from tokenpool.runs.traindata import Feed, StreamFeed, seed_of
@@ -66,10 +67,6 @@ class Objective(nn.Module):
             logits = self.system(x)
         task = self.criterion(logits.float(), target)
         return {"loss": task + sum(terms.values()), "task": task.detach()} | {k: v.detach() for k, v in terms.items()}
-
-
-class Stop(Exception):
-    """A run that cannot go on; its text says why and what to do."""
 
 
 def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe: Recipe, folder: Path,

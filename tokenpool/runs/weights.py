@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from tokenpool.methods import one_of
+
 SHIPPED = "pebbles_vit"
 
 
@@ -42,24 +44,41 @@ def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: 
     """A timm model by name, in evaluation mode, with the weights asked for.
 
     Args:
-        name: any timm model name, or pebbles_vit, deit_e252_patch16_224, deit_e318_patch16_224.
+        name: any timm model name, pebbles_vit, deit_e252_patch16_224, deit_e318_patch16_224, or timm's
+            "local-dir:FOLDER" and "hf-hub:USER/NAME", which bring their weights.
         checkpoint: .safetensors or .pth file. None: the shipped weights for pebbles_vit, else random ones.
         pretrained: timm's public weights, from its cache or the network.
+
+    Raises:
+        ValueError: an unknown name, or a checkpoint that is damaged or of another model.
+        OSError: weights that can neither be found nor fetched.
     """
-    known = timm.list_models()
-    if name.split(".")[0] not in known:
-        from tokenpool.methods import one_of
-        one_of("model", name, known, "See timm.list_models().")
+    source, colon, _ = name.partition(":")
+    if not colon:
+        one_of("model", name.split(".")[0], timm.list_models(), "See timm.list_models().")
+    elif source not in ("local-dir", "hf-hub"):
+        raise ValueError(f"Model {name!r}: {source}: is not a place timm knows. Use local-dir:FOLDER or hf-hub:USER/NAME.")
+    fetch = checkpoint is None and (pretrained or bool(colon))
     try:
-        model = timm.create_model(name, pretrained=pretrained and checkpoint is None)
-    except OSError as error:
+        model = timm.create_model(name, pretrained=fetch)
+    except Exception as error:      # the hub's client, its HTTP library and timm each raise their own
+        if not fetch:
+            raise
+        if source == "local-dir":
+            raise OSError(f"{name} cannot be loaded ({type(error).__name__}: {_first_line(error)}). A local-dir folder "
+                          "holds config.json and model.safetensors, as timm's save_for_hf writes them.") from error
         raise OSError(f"The public weights of {name} are not in the cache and could not be fetched "
-                      f"({type(error).__name__}). Connect to the network once, or pass --checkpoint FILE.") from error
+                      f"({type(error).__name__}). Connect to the network once (HF_ENDPOINT names another hub), or pass "
+                      "--checkpoint FILE.") from error
     if checkpoint is None and name == SHIPPED and not pretrained:
         checkpoint = shipped_weights()
     if checkpoint is not None:
         load_into(model, name, Path(checkpoint))
     return model.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def load_into(model: nn.Module, name: str, path: Path) -> None:
