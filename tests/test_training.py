@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 import tokenpool as tp
 from tokenpool.cli import main
 from tokenpool.runs import jobs, train, traindata
+from tokenpool.runs.plan import plan
 from tokenpool.runs.recipe import PRESETS, Job, Recipe, load_preset
 from tokenpool.runs.results import Results
 from tokenpool.runs.traindata import Feed, TrainPictures, open_train
@@ -386,6 +387,24 @@ def test_the_three_steps_on_pebbles(tmp_path, capsys):
     assert "finished already" in capsys.readouterr().out
     assert main(["finetune", "--system", "top_k", "--schedule", name, "--set", "epochs=2", *small]) == 2
     assert "another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_planned_command_runs_the_job_it_stands_for(preset, monkeypatch, capsys):
+    planned = plan(["all"], load_preset(preset), seeds=2)
+    ran = []
+    monkeypatch.setattr(jobs, "run", lambda job, *args, **options: ran.append(job))
+    for job in planned:
+        assert main(job.command().split()[1:]) == 0
+    assert ran == planned
+    assert len({j.name for j in planned}) == len(planned)
+    steps = [j.step for j in planned]
+    assert steps == sorted(steps, key=["base", "search", "finetune"].index)
+    assert main(["plan", "fig3", "--preset", preset]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(("# ", "tokenpool ")) for line in lines[-20:])
+    assert not any(j.step == "finetune" and j.base not in {b.name for b in planned} | set(load_preset(preset).shipped)
+                   for j in planned)
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

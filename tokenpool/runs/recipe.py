@@ -141,7 +141,9 @@ class Job:
                  "--model", self.model]
         for field in fields(self):
             value, default = getattr(self, field.name), field.default
-            if field.name in ("preset", "step", "model") or value == default:
+            if field.name in ("preset", "step", "model"):
+                continue
+            if value == default and (field.name, self.step) != ("system", "finetune"):
                 continue
             flag = "--" + field.name.replace("_", "-")
             words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
