@@ -235,7 +235,7 @@ def _grid(t: Table) -> Verdict:
     if len(gaps) < 2:
         return Verdict(claim, UNTESTED, "Needs the convolution and WK-Medoids at two budgets or more.")
     high, low = gaps[min(gaps)], gaps[max(gaps)]
-    verdict = FAILS if high.low > 0 else HOLDS if high.high < 0 and low.high > 0 else UNDECIDED
+    verdict = FAILS if high.low > 0 else HOLDS if high.high < 0 <= low.high else UNDECIDED
     told = ", ".join(f"{g} at -{s:.0%} (true cost {100 * rows[rows['saving'] == s]['gmacs'].mean() / rows['gmacs_plain'].mean():.0f} %)"
                      for s, g in gaps.items())
     return Verdict(claim, verdict, f"Convolution above WK-Medoids, in points: {told}. {_seeds(list(gaps.values()))}")
