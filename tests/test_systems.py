@@ -156,7 +156,7 @@ def test_masks_of_one_change_nothing_and_zeros_hide_the_mlps_input():
     vit = small_vit()
     system = SoftMaskViT(vit, penalty=0.1)
     torch.testing.assert_close(system(pictures()), vit(pictures()), atol=1e-5, rtol=1e-4)
-    logits, terms = system.forward_with_terms(pictures())
+    _logits, terms = system.forward_with_terms(pictures())
     assert float(terms["mask"]) == pytest.approx(0.1 * 64 * (1 + 2 + 3 + 4 + 5 + 6))
 
 

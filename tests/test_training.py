@@ -30,8 +30,8 @@ from tokenpool.runs.traindata import Feed, TrainPictures, open_train
 
 ROOT = Path(__file__).resolve().parents[1]
 #: everything that draws is on, and every part of the state is used
-RECIPE = Recipe(epochs=3, batch_size=16, lr=1e-3, warmup_epochs=0.5, mixup=0.8, cutmix=1.0, drop_path=0.2, clip_grad=1.0,
-                ema=0.9, accumulate=2, augment="pebbles", repeats=2)
+RECIPE = Recipe(epochs=3, batch_size=16, lr=1e-3, warmup_epochs=0.5, mixup=0.8, cutmix=1.0, drop_path=0.2,
+                clip_grad=1.0, ema=0.9, accumulate=2, augment="pebbles", repeats=2)
 
 
 def tiny_vit():
@@ -67,7 +67,7 @@ def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(tmp_path):
             raise Stopped
         original(seed, step, piece, rank)
 
-    for current in steps:
+    for current in steps:                                      # noqa: B007  (read by the function above)
         train._seed = seed_and_perhaps_stop
         try:
             with pytest.raises(Stopped):
@@ -89,7 +89,8 @@ SMALL = ["--preset", "pebbles", "--pictures", "512", "--set", "epochs=6", "batch
 
 def start(arguments, **environment):
     return subprocess.Popen([sys.executable, "-m", "tokenpool.cli", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+                            stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
 def wait_for(condition, process=None, seconds=100):
@@ -158,7 +159,7 @@ def test_nan_stops_with_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(train.Objective, "forward", bad_at_the_ninth)
     plain = tp.PooledViT(tiny_vit())
-    with pytest.raises(train.Stop, match=r"NaN or infinite at or shortly before step 9\. The last good checkpoint, step 8,"):
+    with pytest.raises(train.Stop, match=r"at or shortly before step 9\. The last good checkpoint, step 8,"):
         fit(tmp_path / "run", tmp_path, system=plain, checkpoint_steps=1)
     saved = load_file(tmp_path / "run" / train.CHECKPOINT)
     assert all(torch.isfinite(v).all() for v in saved.values())
@@ -315,13 +316,14 @@ def shards(folder, count=3, each=16):
                 image = io.BytesIO()
                 Image.new("RGB", (70, 70), (number * 80, i * 15, 0)).save(image, "JPEG")
                 label = number * each + i
-                for name, data in ((f"{label:05d}.jpg", image.getvalue()), (f"{label:05d}.cls", str(label % 50).encode())):
-                    entry = tarfile.TarInfo(name)
+                for kind, data in (("jpg", image.getvalue()), ("cls", str(label % 50).encode())):
+                    entry = tarfile.TarInfo(f"{label:05d}.{kind}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
     split = {"num_samples": count * each, "shard_lengths": [each] * count,
              "filenames": [f"train-{n:04d}.tar" for n in range(count)]}
-    (folder / "_info.json").write_text(json.dumps({"splits": {n: split | {"name": n} for n in ("train", "validation")}}))
+    splits = {name: split | {"name": name} for name in ("train", "validation")}
+    (folder / "_info.json").write_text(json.dumps({"splits": splits}))
     return folder
 
 
@@ -355,7 +357,7 @@ def test_presets_are_what_they_say(name):
     assert preset.expects
 
 
-def test_imagenet1k_is_the_papers(tmp_path):
+def test_imagenet1k_is_the_papers(tmp_path, capsys):
     preset = load_preset("imagenet1k")
     cost = {m: tp.macs(jobs.build_base(preset, Job("imagenet1k", "base", m))).total / 1e9 for m in preset.models}
     assert {m: round(c, 3) for m, c in cost.items()} == {"ti": 1.254, "e252": 2.074, "e318": 3.213, "s": 4.599}
@@ -365,8 +367,10 @@ def test_imagenet1k_is_the_papers(tmp_path):
     # one real step of the real model on the real loader, at a batch that fits a laptop
     assert main(["train", "--preset", "imagenet1k", "--dry-run", "--data", f"wds/{folder}", "--device", "cpu",
                  "--no-tensorboard", "--set", "batch_size=4", "workers=1", "precision=no", "--out", str(tmp_path)]) == 0
-    assert losses(tmp_path / "imagenet1k" / "base-ti-s0")[1] == pytest.approx(np.log(1000), rel=0.1)
-    assert not (tmp_path / "imagenet1k" / "base-ti-s0" / "card.json").exists()
+    said = capsys.readouterr().out
+    assert "dry run: 1 step on pictures (4, 3, 224, 224)" in said
+    assert float(said.split("loss ")[1].split(";")[0]) == pytest.approx(np.log(1000), rel=0.1)
+    assert not (tmp_path / "imagenet1k").exists()
 
 
 def test_the_three_steps_on_pebbles(tmp_path, capsys):

@@ -128,8 +128,8 @@ def normalise_qk(vit: Any, reading: str = "r1", learned: bool = True) -> Any:
     for block in vit.blocks:
         for attn in attentions(block):
             if type(attn) is not Attention or not isinstance(attn.q_norm, nn.Identity):
-                raise ValueError(f"Keys and queries of {type(attn).__name__} cannot be normalised here: it is not timm's "
-                                 "plain Attention, or normalises them already. Use a DeiT or ViT.")
+                raise ValueError(f"Keys and queries of {type(attn).__name__} cannot be normalised here: it is not "
+                                 "timm's plain Attention, or normalises them already. Use a DeiT or ViT.")
             alpha = nn.Parameter(torch.full((attn.num_heads,), math.log(attn.head_dim) / 2)) if learned else None
             # All of alpha sits on the query. timm divides the logits by sqrt(head_dim) afterwards; R1 has no such root.
             attn.q_norm = UnitNorm(alpha, 1, math.sqrt(attn.head_dim)) if reading == "r1" else UnitNorm(alpha, 2)

@@ -186,7 +186,8 @@ class DynamicViT(_Staged):
         if (keep is None) == (saving is None):
             raise ValueError("Give keep=0.7 or saving=0.42, one of the two.")
         depth = len(self.vit.blocks)
-        self.stages = tuple(stages) if stages is not None else tuple(sorted({max(1, depth * q // 4) for q in (1, 2, 3)}))
+        quarters = sorted({max(1, depth * q // 4) for q in (1, 2, 3)})
+        self.stages = tuple(quarters if stages is None else stages)
         if list(self.stages) != sorted(set(self.stages)) or not all(0 < s < depth for s in self.stages):
             raise ValueError(f"stages={list(self.stages)} are not rising block numbers from 1 to {depth - 1}.")
         if keep is not None and not 0 < keep <= 1:

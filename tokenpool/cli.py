@@ -232,8 +232,9 @@ def _job(args: argparse.Namespace) -> None:
               seed=args.seed, **{k: getattr(args, k) for k in own if hasattr(args, k)})
     with _progress() as bar:
         task = bar.add_task("", total=None, visible=int(os.environ.get("RANK", "0")) == 0)
-        jobs.run(job, args.out, settings=_settings(args), data=args.data, pictures=args.pictures, checkpoint=args.checkpoint,
-                 device=args.device, say=bar.console.print, checkpoint_seconds=args.checkpoint_seconds,
+        jobs.run(job, args.out, settings=_settings(args), data=args.data, pictures=args.pictures,
+                 checkpoint=args.checkpoint, device=args.device, say=bar.console.print,
+                 checkpoint_seconds=args.checkpoint_seconds,
                  checkpoint_steps=args.checkpoint_steps, tensorboard=not args.no_tensorboard,
                  max_steps=1 if args.dry_run else None,
                  tell=lambda what, done, total: bar.update(task, completed=done, total=total, description=what))

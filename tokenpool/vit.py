@@ -448,8 +448,9 @@ def macs(model: nn.Module, image_size: tuple[int, int] | None = None) -> Cost:
     >>> print(macs(timm.create_model("deit_tiny_patch16_224")))
     1.254 GMACs, 1.254 without clustering; 83.4% fully connected, 14.3% attention
     """
-    if hasattr(model, "cost"):
-        return model.cost()
+    count_itself: Callable[[], Cost] | None = getattr(model, "cost", None)
+    if count_itself is not None:
+        return count_itself()
     pooled = model if isinstance(model, PooledViT) else PooledViT(model)
     embed = pooled.vit.patch_embed
     n = embed.num_patches

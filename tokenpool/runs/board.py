@@ -6,6 +6,8 @@
 `docs/reproduction.md` is written from the same evidence, so that neither can drift from the rows.
 """
 
+# ruff: noqa: E501  (sentences and scripts of the page)
+
 from __future__ import annotations
 
 import csv
@@ -229,7 +231,7 @@ def panel_figure(panel: Panel, rows: pd.DataFrame, preset: str) -> go.Figure | N
     mine = rows[rows["preset"] == preset]
     stages = [s for s, wanted in (("untouched", panel.untouched), ("finetuned", panel.finetuned)) if wanted]
     titles = {"untouched": "without finetuning", "finetuned": "finetuned"}
-    chart = make_subplots(1, len(stages), shared_yaxes=True, horizontal_spacing=0.03,
+    chart = make_subplots(1, len(stages), shared_yaxes=True, shared_xaxes="all", horizontal_spacing=0.03,
                           subplot_titles=[titles[s] for s in stages])
     shown: set[str] = set()
     ranks = {c.label: i for i, c in enumerate(panel.curves(mine))}
@@ -299,15 +301,26 @@ def _lead(evidence: Evidence) -> str:
     for preset in evidence.presets:
         mine = rows[rows["preset"] == preset]
         trained = mine[mine["stage"] == "finetuned"]
-        told.append(f"<li><b>{html.escape(_NAMES.get(preset, preset))}</b> (preset {preset}): {len(trained)} finetunings, "
-                    f"{mine['pictures'].iloc[0]:,} pictures to measure on; one finetuning differs from the next by "
-                    f"{100 * Table(rows, preset).noise:.2f} points (standard deviation)</li>")
+        told.append(f"<li><b>{html.escape(_NAMES.get(preset, preset))}</b> (preset {preset}): {len(trained)} finetunings of "
+                    f"{_epochs(trained)}, {mine['pictures'].iloc[0]:,} pictures to measure on; "
+                    f"{_noise(Table(rows, preset))}</li>")
     devices = ", ".join(sorted(rows["device"].unique()))
     return ("<h1>Token pooling: the results board</h1><p>The paper's protocol: train a base model, choose how many tokens "
             "to keep, finetune with the pooling in. Every system is finetuned by one recipe per preset from the same base "
             f"model; the clustering is counted in the computations.</p><ul>{''.join(told)}</ul>"
             f"<p class=small>Measured on: {html.escape(devices)}. Intervals are 95 %, over pictures and finetunings. P: the "
             "paper's abstract or captions. S: summaries of it. I: our choice. Its full text was not at hand.</p>")
+
+
+def _epochs(trained: pd.DataFrame) -> str:
+    lengths = sorted(trained["epochs"].unique())
+    return " or ".join(f"{e:g}" for e in lengths) + (" epoch" if lengths == [1.0] else " epochs")
+
+
+def _noise(table: Table) -> str:
+    if not table.noise:
+        return "no setting was finetuned twice, so intervals are over pictures only"
+    return f"one finetuning differs from the next by {100 * table.noise:.2f} points (standard deviation)"
 
 
 def _claims(said: dict[str, list[Verdict]]) -> str:
@@ -412,10 +425,9 @@ def markdown(evidence: Evidence) -> str:
         mine = evidence.rows[evidence.rows["preset"] == preset]
         first = mine.sort_values("date").iloc[-1]
         trained = mine[mine["stage"] == "finetuned"]
-        noise = Table(evidence.rows, preset).noise
         out.append(f"## {_NAMES.get(preset, preset)}\n\nPreset `{preset}`: {len(trained)} finetunings, measured on "
-                   f"{first.pictures} pictures; {first.device}; torch {first.torch}, timm {first.timm}. One finetuning "
-                   f"differs from the next by {100 * noise:.2f} points (standard deviation over seeds, pooled).\n\n"
+                   f"{first.pictures} pictures; {first.device}; torch {first.torch}, timm {first.timm}; finetunings of "
+                   f"{_epochs(trained)}; {_noise(Table(evidence.rows, preset))}.\n\n"
                    "| claim | verdict | what was seen |\n|---|---|---|")
         out += [f"| {v.claim} | **{v.verdict}** | {v.evidence} |" for v in list_of]
         out.append("\nTop-1 in %, mean over seeds:\n\n| model | system | start | counts | saving or schedule | MMACs | "

@@ -113,9 +113,12 @@ def _judge(claim: str, groups: dict[str, dict[float, Gap]]) -> Verdict:
         verdict = FAILS
     else:
         verdict = UNDECIDED
-    told = "; ".join(f"{name}: " + ", ".join(f"{g} at -{s:.0%}" for s, g in group.items())
-                     for name, group in groups.items())
+    told = "; ".join(f"{name}: {_at(group)}" for name, group in groups.items())
     return Verdict(claim, verdict, f"Points of top-1 above {told}. {_seeds(gaps)}")
+
+
+def _at(gaps: dict[float, Gap]) -> str:
+    return ", ".join(f"{g} at -{s:.0%}" for s, g in gaps.items())
 
 
 def _seeds(gaps: list[Gap]) -> str:
@@ -152,16 +155,16 @@ def _robust(t: Table) -> Verdict:
     gaps = t.gaps(dict(method="wk_medoids", start="random"), dict(method="wk_medoids"))
     if not gaps:
         return Verdict(claim, UNTESTED, "The starts were not finetuned here.")
-    if all(-MARGIN < g.low and g.high < MARGIN for g in gaps.values()):
+    if all(g.low > -MARGIN and g.high < MARGIN for g in gaps.values()):
         verdict = HOLDS
     elif any(abs(g.value) > g.half and abs(g.value) > MARGIN for g in gaps.values()):
         verdict = FAILS
     else:
         verdict = UNDECIDED
     far = t.gaps(dict(method="wk_medoids", start="farthest_first"), dict(method="wk_medoids"))
-    more = (" Farthest-first above top-K: " + ", ".join(f"{g} at -{s:.0%}" for s, g in far.items()) + ".") if far else ""
-    told = ", ".join(f"{g} at -{s:.0%}" for s, g in gaps.items())
-    return Verdict(claim, verdict, f"Random start above top-K start, in points: {told}.{more} {_seeds(list(gaps.values()))}")
+    more = f" Farthest-first above top-K: {_at(far)}." if far else ""
+    return Verdict(claim, verdict, f"Random start above top-K start, in points: {_at(gaps)}.{more} "
+                   f"{_seeds(list(gaps.values()))}")
 
 
 def _weighted(t: Table) -> Verdict:
@@ -190,7 +193,7 @@ def _normalised(t: Table) -> Verdict:
         for saving, g in t.gaps(dict(method="wk_medoids", qk=kind), dict(method="wk_medoids")).items():
             told.append(f"WK-Medoids at -{saving:.0%}: {g}")
             gaps.append(g)
-    if all(-2 * MARGIN < g.low and g.high < 2 * MARGIN for g in gaps):
+    if all(g.low > -2 * MARGIN and g.high < 2 * MARGIN for g in gaps):
         verdict = HOLDS
     elif any(abs(g.value) > g.half and abs(g.value) > 2 * MARGIN for g in gaps):
         verdict = FAILS
@@ -222,7 +225,7 @@ def _wider(t: Table) -> Verdict:
     if not gaps:
         return Verdict(claim, UNTESTED, "No wider net was pooled down to the narrower one's cost.")
     verdict = HOLDS if all(g.low > 0 for g in gaps) else FAILS if any(g.high < 0 for g in gaps) else UNDECIDED
-    return Verdict(claim, verdict, f"{'; '.join(told)} points, all finetuned alike. One base model each. {_seeds(gaps)}")
+    return Verdict(claim, verdict, f"{'; '.join(told)} points, finetuned alike. One base model each. {_seeds(gaps)}")
 
 
 def _grid(t: Table) -> Verdict:
@@ -236,6 +239,6 @@ def _grid(t: Table) -> Verdict:
         return Verdict(claim, UNTESTED, "Needs the convolution and WK-Medoids at two budgets or more.")
     high, low = gaps[min(gaps)], gaps[max(gaps)]
     verdict = FAILS if high.low > 0 else HOLDS if high.high < 0 <= low.high else UNDECIDED
-    told = ", ".join(f"{g} at -{s:.0%} (true cost {100 * rows[rows['saving'] == s]['gmacs'].mean() / rows['gmacs_plain'].mean():.0f} %)"
-                     for s, g in gaps.items())
+    true = rows.groupby("saving")["gmacs"].mean() / rows["gmacs_plain"].mean()
+    told = ", ".join(f"{g} at -{s:.0%} (its true cost: {true[s]:.0%})" for s, g in gaps.items())
     return Verdict(claim, verdict, f"Convolution above WK-Medoids, in points: {told}. {_seeds(list(gaps.values()))}")

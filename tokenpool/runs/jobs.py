@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -83,7 +85,8 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
 
     Args:
         settings: recipe fields to change, as text. data: another place of the same data. pictures: train on fewer.
-        checkpoint: base weights from a file. max_steps: stop training early (the run is then marked as not finished).
+        checkpoint: base weights from a file.
+        max_steps: a dry run of so many steps, in a folder that is thrown away; nothing is measured or kept.
     """
     preset = load_preset(job.preset)
     recipe = replace(preset.recipe(job.step), seed=job.seed).changed(settings or {})
@@ -111,18 +114,22 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     main = _is_main()
     if job.step != "search" and main:
         check = open_data(where, vit, preset.val_pictures, preset.val_split)
-        if job.step == "finetune" and job.system in METHODS:
+        if job.step == "finetune" and job.system in METHODS and max_steps is None:
             # DynamicViT's predictors and convolutions are random before training: nothing to measure there
             rows.append(_measure(system.to(target).eval(), job, preset, recipe, check, "untouched", target))
     cost = macs(system)
     say(f"{job.name}: {cost}")
+    if max_steps is not None:
+        _dry_run(vit, system, where, recipe, preset, pictures, results, cpu, max_steps, say)
+        return []
 
     count = pictures or (preset.train_pictures if job.step == "base" else preset.finetune_pictures)
     cache = results / "cache"
-    system = fit(system, lambda rank, world: open_train(where, vit, recipe, preset.train_split, count, rank, world, cache),
+    system = fit(system,
+                 lambda rank, world: open_train(where, vit, recipe, preset.train_split, count, rank, world, cache),
                  recipe, folder, identity, tell=tell, checkpoint_seconds=checkpoint_seconds,
-                 checkpoint_steps=checkpoint_steps, tensorboard=tensorboard, cpu=cpu, max_steps=max_steps)
-    if max_steps is not None or not main:
+                 checkpoint_steps=checkpoint_steps, tensorboard=tensorboard, cpu=cpu)
+    if not main:
         return rows
     weights = folder / "model.safetensors"
     state = {k: v.detach().half().cpu().contiguous() for k, v in system.state_dict().items()}
@@ -152,6 +159,20 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
         temporary.write_text(json.dumps(card, indent=1) + "\n")
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return rows
+
+
+def _dry_run(vit: nn.Module, system: Any, where: str, recipe: Recipe, preset: Preset, pictures: int | None,
+             results: Path, cpu: bool, steps: int, say: Callable[[str], None]) -> None:
+    """One batch read and one step taken, as the real run would: what is wrong shows now and not after a day."""
+    shapes: list[str] = []
+    system.register_forward_pre_hook(lambda module, args: shapes.append(str(tuple(args[0].shape))))
+    with tempfile.TemporaryDirectory() as folder:
+        fit(system, lambda rank, world: open_train(where, vit, recipe, preset.train_split, pictures, rank, world),
+            recipe, Path(folder), {}, tensorboard=False, cpu=cpu, max_steps=steps)
+        with (Path(folder) / "metrics.csv").open(newline="") as file:
+            last = list(csv.DictReader(file))[-1]
+    seen = f" on pictures {shapes[0]}" if shapes else ""
+    say(f"dry run: {steps} step{seen}, loss {float(last['loss']):.3f}; nothing was kept")
 
 
 def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Pictures, stage: str,

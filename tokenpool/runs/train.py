@@ -239,8 +239,9 @@ class _Checkpoint:
         with safe_open(self.path, "pt") as file:
             about = file.metadata()
             if json.loads(about["identity"]) != json.loads(json.dumps(self.identity)):
-                raise ValueError(f"{self.path.parent} holds another run: {_difference(about['identity'], self.identity)}."
-                                 " Give another folder with --out, or delete that one.")
+                differs = _difference(about["identity"], self.identity)
+                raise ValueError(f"{self.path.parent} holds another run: {differs}. "
+                                 "Give another folder with --out, or delete that one.")
             tensors = {k: file.get_tensor(k) for k in file.keys()}       # noqa: SIM118  (not a dict)
         self.system.load_state_dict(_part_of(tensors, "model."))
         if self.ema is not None:

@@ -57,7 +57,8 @@ def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: 
     if not colon:
         one_of("model", name.split(".")[0], timm.list_models(), "See timm.list_models().")
     elif source not in ("local-dir", "hf-hub"):
-        raise ValueError(f"Model {name!r}: {source}: is not a place timm knows. Use local-dir:FOLDER or hf-hub:USER/NAME.")
+        raise ValueError(f"Model {name!r}: {source}: is not a place timm knows. "
+                         "Use local-dir:FOLDER or hf-hub:USER/NAME.")
     fetch = checkpoint is None and (pretrained or bool(colon))
     try:
         model = timm.create_model(name, pretrained=fetch)
