@@ -134,7 +134,7 @@ def test_at_the_start_a_distilling_student_equals_its_teacher_but_for_the_drops(
         for predictor in system.predictors:
             predictor.out[-1].bias.copy_(torch.tensor([50.0, -50.0]))        # keep all
     _, terms = system.forward_with_terms(pictures())
-    assert all(float(t) == pytest.approx(0.0, abs=1e-6) for t in terms.values())
+    assert all(t.item() == pytest.approx(0.0, abs=1e-6) for t in terms.values())
 
 
 @pytest.mark.parametrize(("options", "says"), [
@@ -162,10 +162,10 @@ def test_masks_of_one_change_nothing_and_zeros_hide_the_mlps_input():
 
 def test_the_token_of_rank_p_gets_mask_p():
     """Against a loop over tokens, with the attention worked out anew from timm's own weights."""
-    vit = small_vit(depth=1)
+    vit = small_vit(depth=2)                    # the second block lets the class token see the first one's masks
     system = SoftMaskViT(vit, penalty=0.1)
     with torch.no_grad():
-        system.masks.copy_(torch.linspace(1, 0.2, 64)[None])
+        system.masks[0] = torch.linspace(1, 0.2, 64)
     x = vit._pos_embed(vit.patch_embed(pictures(1)))
     block = vit.blocks[0]
     q, k, _ = block.attn.qkv(block.norm1(x)).reshape(1, 65, 3, 2, 16).permute(2, 0, 3, 1, 4)
@@ -173,8 +173,8 @@ def test_the_token_of_rank_p_gets_mask_p():
     score = attention.sum(0) - attention.diagonal()
     x = x + block.attn(block.norm1(x))
     for rank, token in enumerate(score[1:].argsort(descending=True).tolist()):
-        x[0, 1 + token] *= float(system.masks[0, rank])
-    x = x + block.mlp(block.norm2(x))
+        x[0, 1 + token] *= system.masks[0, rank].item()
+    x = vit.blocks[1](x + block.mlp(block.norm2(x)))
     torch.testing.assert_close(system(pictures(1)), vit.forward_head(vit.norm(x)), atol=1e-5, rtol=1e-4)
 
 

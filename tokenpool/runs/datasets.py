@@ -32,6 +32,7 @@ class Pictures:
     name: str
     count: int
     loader: Any                         # iterable of (B, 3, H, W) float, (B,) int64
+    batch_size: int
     masks: np.ndarray | None = None     # (count, H, W), where the truth is known
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -63,13 +64,13 @@ def open_data(name: str, model: nn.Module, count: int | None = None, split: str 
             raise ValueError(f"Pebbles have 30 classes, this model {model.num_classes}. "
                              "Use --model pebbles_vit, or --data with pictures of the model's own classes.")
         pixels, truth = scale(images), torch.from_numpy(labels)
-        return Pictures(name, len(truth), list(zip(pixels.split(batch_size), truth.split(batch_size), strict=True)),
-                        masks)
+        batches = list(zip(pixels.split(batch_size), truth.split(batch_size), strict=True))
+        return Pictures(name, len(truth), batches, min(batch_size, len(truth)), masks)
     data = find(name, split, _transform(model), download)
     if count is not None and count < len(data):
         data = torch.utils.data.Subset(data, spread(len(data), count))
     loader: Any = DataLoader(data, batch_size=batch_size, shuffle=False, num_workers=0)
-    return Pictures(name, len(data), loader)
+    return Pictures(name, len(data), loader, min(batch_size, len(data)))
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokenpool.methods import METHODS, METHODS_THAT_DRAW, STARTS, STARTS_THAT_DRAW, one_of
 from tokenpool.runs.datasets import Pictures
@@ -20,6 +20,7 @@ from tokenpool.runs.results import Results, Row, key_of, pack, provenance, wilso
 from tokenpool.runs.weights import fingerprint
 from tokenpool.vit import PooledViT, macs
 
+_CACHED = 10_000             # pictures kept in memory between settings
 BUDGETS = (0.2, 0.3, 0.42, 0.5, 0.6, 0.7)
 #: figure of the paper -> methods it compares; "6" compares the starts of one method
 FIGURES = {
@@ -28,6 +29,9 @@ FIGURES = {
     "6": ("wk_medoids",),
     "9": tuple(METHODS),
 }
+
+
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, wanted: Seque
     """
     model = model.to(device).eval()
     weights, origin = fingerprint(model), provenance()
-    batches = [(x.to(device), y.to(device)) for x, y in pictures]
+    # read once for all settings, where they fit the memory
+    batches = [(x.to(device), y.to(device)) for x, y in pictures] if pictures.count <= _CACHED else pictures
     rows: dict[str, Row] = {row.key: row for row in results.rows}
     keys = []
     for done, setting in enumerate(wanted):
@@ -111,7 +116,7 @@ def _pooled(model: nn.Module, setting: Setting) -> PooledViT:
 
 
 @torch.inference_mode()
-def _row(key: str, pooled: PooledViT, model_name: str, weights: str, pictures: Pictures, batches: list,
+def _row(key: str, pooled: PooledViT, model_name: str, weights: str, pictures: Pictures, batches: Batches,
          setting: Setting, device: str, origin: dict[str, str]) -> Row:
     measured = score(pooled, pictures, batches, model_name, setting.seed if pooled.draws else None)
     return Row(
@@ -119,12 +124,12 @@ def _row(key: str, pooled: PooledViT, model_name: str, weights: str, pictures: P
         output=pooled.pooling.output_name if setting.method != "plain" else "",
         counts=setting.counts, saving=setting.saving, seed=setting.seed,
         schedule=" ".join(map(str, pooled.schedule or ())), **measured,
-        batch_size=len(batches[0][0]), model=model_name, weights=weights, data=pictures.name,
+        batch_size=pictures.batch_size, model=model_name, weights=weights, data=pictures.name,
         device=device_name(device), threads=torch.get_num_threads(), **origin)
 
 
 @torch.inference_mode()
-def score(system: Any, pictures: Pictures, batches: list, model_name: str, seed: int | None) -> dict[str, Any]:
+def score(system: Any, pictures: Pictures, batches: Batches, model_name: str, seed: int | None) -> dict[str, Any]:
     """What is measured of a system that can be pooled, as columns of a `Row`.
 
     Args:
@@ -133,14 +138,18 @@ def score(system: Any, pictures: Pictures, batches: list, model_name: str, seed:
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     options = {} if generator is None else {"generator": generator}
     found, speeds = [], []
+    first: Tensor | None = None
+    device = next(system.parameters()).device
     for x, y in batches:
+        x, y = x.to(device), y.to(device)
+        first = x if first is None else first
         started = time.perf_counter()
         logits = system(x, **options)
         found.append((logits.argmax(1) == y).cpu())                # waits for a GPU too
         speeds.append(len(x) / (time.perf_counter() - started))
     if not torch.isfinite(logits).all():
         raise ValueError(f"{model_name} answers NaN or infinity on {pictures.name}. Check the weights.")
-    steps = system.trace(batches[0][0][:100], **options).steps if isinstance(system, PooledViT) else ()
+    steps = system.trace(first[:100], **options).steps if isinstance(system, PooledViT) else ()
     errors = [step.error for step in steps if step.pooled]
     right = torch.cat(found)
     cost, plain = macs(system), macs(system.vit)

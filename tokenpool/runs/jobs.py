@@ -15,7 +15,6 @@ import platform
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +111,8 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     check: Pictures | None = None
     rows: list[Row] = []
     main = _is_main()
+    if not main:
+        say = _silent
     if job.step != "search" and main:
         check = open_data(where, vit, preset.val_pictures, preset.val_split)
         if job.step == "finetune" and job.system in METHODS and max_steps is None:
@@ -139,8 +140,7 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     card = {"run": job.name, "command": job.command(), "identity": identity, "macs": str(cost),
             "seconds": round(seconds_spent(folder)), "device": device_name(str(target)),
             "threads": torch.get_num_threads(), "processes": _world(), **provenance(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"), "platform": platform.platform(),
-            "log": (folder / "metrics.csv").read_text().splitlines()[-1]}
+            "platform": platform.platform(), "log": _short_log(folder / "metrics.csv")}
     if job.step == "search":
         card["schedule"] = save_schedule(folder, job, system)
         say(f"K after each block: {' '.join(map(str, card['schedule']['tokens']))}   saved as {job.name}")
@@ -178,21 +178,32 @@ def _dry_run(vit: nn.Module, system: Any, where: str, recipe: Recipe, preset: Pr
 def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Pictures, stage: str,
              device: torch.device) -> Row:
     system.eval()
-    batches = [(x.to(device), y.to(device)) for x, y in check]
     draws = isinstance(system, PooledViT) and system.draws
-    measured = score(system, check, batches, job.name, job.seed if draws else None)
+    measured = score(system, check, check, job.name, job.seed if draws else None)
     pooling = getattr(system, "pooling", None)
     pooled = stage != "base" and job.system in METHODS
     return Row(
         key=key_of(job=job.name, preset=preset.name, stage=stage), method=job.system,
         start=job.start or (pooling.start_name() or "" if pooled else ""), output=pooling.output_name if pooled else "",
         counts=job.counts, saving=job.saving, seed=job.seed,
-        schedule=" ".join(map(str, system.schedule or ())), **measured, batch_size=len(batches[0][0]),
-        model=f"{preset.name}/{job.model}", weights=fingerprint(system), data=check.name,
+        schedule=" ".join(map(str, system.schedule or ())), **measured, batch_size=check.batch_size,
+        model=f"{preset.name}/{job.model}", weights=fingerprint(system),
+        data=Path(preset.data).name,                # wherever it lies
         device=device_name(str(device)), threads=torch.get_num_threads(), stage=stage, preset=preset.name, run=job.name,
         schedule_name=job.schedule, qk=f"{job.qk}-{job.alpha}" if job.qk else "", train_seed=job.seed,
         base_seed=job.seed if job.step == "base" else job.base_seed,
         epochs=recipe.epochs if stage == "finetuned" else 0.0, **provenance())
+
+
+def _short_log(metrics: Path, lines: int = 12) -> list[str]:
+    """The header and a dozen lines of metrics.csv, the last one among them."""
+    head, *rest = metrics.read_text().splitlines()
+    step = -(-len(rest) // lines)
+    return [head, *rest[::-1][::step][::-1]]
+
+
+def _silent(text: str) -> None:
+    """What other processes than the first say."""
 
 
 def _is_main() -> bool:

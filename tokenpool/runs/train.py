@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.data import Mixup
@@ -87,6 +88,8 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
         Stop: the loss became NaN or infinite, or another process of the job ended.
         ValueError: the folder holds another run, or a batch that cannot be split.
     """
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(True)        # else a second call in one process could not change its precision
     accelerator = Accelerator(mixed_precision=recipe.precision, cpu=cpu,
                               gradient_accumulation_steps=1)     # parts of a batch are counted here, not there
     rank, world = accelerator.process_index, accelerator.num_processes

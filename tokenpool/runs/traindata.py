@@ -79,7 +79,7 @@ class Feed:
         self.steps_per_epoch = len(data) // recipe.batch_size
 
     def _keys(self, epoch: int) -> list[tuple[int, int, int]]:
-        rng = np.random.Generator(np.random.Philox(key=[seed_of(self.recipe.seed, "order") , epoch]))
+        rng = np.random.Generator(np.random.Philox(key=[seed_of(self.recipe.seed, "order"), epoch]))
         order = rng.permutation(len(self.data))
         repeats = self.recipe.repeats
         if repeats > 1:                                    # DeiT: copies side by side, the epoch no longer than before
@@ -104,8 +104,7 @@ class Feed:
 
         workers = self.recipe.workers
         loader: Any = DataLoader(self.data, batch_sampler=plan(), num_workers=workers,   # type: ignore[arg-type]
-                                 pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None,
-                                 multiprocessing_context="spawn" if workers else None)
+                                 pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None)
         return iter(loader)
 
 
