@@ -393,6 +393,21 @@ def test_the_three_steps_on_pebbles(tmp_path, capsys):
     assert "another recipe" in capsys.readouterr().err
 
 
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "tiny-imagenet-50"
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="tiny-imagenet-50 is not beside the checkout")
+def test_photographs_go_on_from_the_base_model_that_ships(tmp_path):
+    assert main(["finetune", "--preset", "imagenet50_cpu", "--system", "random", "--saving", "0.42", "--pictures", "256",
+                 "--data", str(PHOTOGRAPHS), "--device", "cpu", "--no-tensorboard", "--out", str(tmp_path)]) == 0
+    before, after = Results(next(tmp_path.glob("*/*/rows.csv"))).rows
+    recorded = [r for r in Results(ROOT / "data" / "runs" / "imagenet50_cpu-runs.csv").rows
+                if (r.method, r.saving, r.stage, r.seed) == ("random", 0.42, "untouched", 0)]
+    assert before.top1 == pytest.approx(recorded[0].top1, abs=0.003)         # what ships is what was measured
+    assert before.pictures == after.pictures == 2500
+    assert before.data == "tiny-imagenet-50"
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_planned_command_runs_the_job_it_stands_for(preset, monkeypatch, capsys):
     planned = plan(["all"], load_preset(preset), seeds=2)
