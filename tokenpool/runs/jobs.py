@@ -90,7 +90,7 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     preset = load_preset(job.preset)
     recipe = replace(preset.recipe(job.step), seed=job.seed).changed(settings or {})
     folder = results / preset.name / job.name
-    identity = {"job": asdict(job), "recipe": asdict(recipe), "pictures": pictures, "data": data}
+    identity = {"job": asdict(job), "recipe": asdict(recipe), "pictures": pictures}
     card_file = folder / "card.json"
     if card_file.exists():
         card = json.loads(card_file.read_text())
@@ -169,6 +169,8 @@ def _dry_run(vit: nn.Module, system: Any, where: str, recipe: Recipe, preset: Pr
     with tempfile.TemporaryDirectory() as folder:
         fit(system, lambda rank, world: open_train(where, vit, recipe, preset.train_split, pictures, rank, world),
             recipe, Path(folder), {}, tensorboard=False, cpu=cpu, max_steps=steps)
+        if not _is_main():
+            return
         with (Path(folder) / "metrics.csv").open(newline="") as file:
             last = list(csv.DictReader(file))[-1]
     seen = f" on pictures {shapes[0]}" if shapes else ""

@@ -112,6 +112,10 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
     ema = ModelEmaV3(system, recipe.ema, use_warmup=True) if recipe.ema else None
     saver = _Checkpoint(folder / CHECKPOINT, system, ema, optimizer, identity)
     first, spent = saver.load()
+    found = accelerator.gather(torch.tensor([first], device=accelerator.device))
+    if (found != first).any():
+        raise ValueError(f"The processes found checkpoints of different steps ({sorted(set(found.tolist()))}) in {folder}. "
+                         "All machines need the same folder: put --out on a shared disk.")
     if first:
         log.info("going on after step %d of %d", first, total)
     wrapped = accelerator.prepare_model(objective)
