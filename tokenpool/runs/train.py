@@ -114,7 +114,7 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
     first, spent = saver.load()
     found = accelerator.gather(torch.tensor([first], device=accelerator.device))
     if (found != first).any():
-        raise ValueError(f"The processes found checkpoints of different steps ({sorted(set(found.tolist()))}) in {folder}. "
+        raise ValueError(f"The processes found checkpoints at steps {sorted(set(found.tolist()))} in {folder}. "
                          "All machines need the same folder: put --out on a shared disk.")
     if first:
         log.info("going on after step %d of %d", first, total)
