@@ -399,7 +399,8 @@ PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "tiny-imagenet-50"
 @pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="tiny-imagenet-50 is not beside the checkout")
 def test_photographs_go_on_from_the_base_model_that_ships(tmp_path):
     assert main(["finetune", "--preset", "imagenet50_cpu", "--system", "random", "--saving", "0.42",
-                 "--pictures", "256", "--data", str(PHOTOGRAPHS), "--device", "cpu", "--no-tensorboard", "--out", str(tmp_path)]) == 0
+                 "--pictures", "256", "--data", str(PHOTOGRAPHS), "--device", "cpu", "--no-tensorboard",
+                 "--out", str(tmp_path)]) == 0
     before, after = Results(next(tmp_path.glob("*/*/rows.csv"))).rows
     recorded = [r for r in Results(ROOT / "data" / "runs" / "imagenet50_cpu-runs.csv").rows
                 if (r.method, r.saving, r.stage, r.seed) == ("random", 0.42, "untouched", 0)]
