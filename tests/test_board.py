@@ -58,6 +58,21 @@ def test_the_gap_is_mcnemars():
     assert wider.half == pytest.approx(1.96 * np.hypot(by_hand, 0.01 * np.sqrt(2)), rel=1e-3)
 
 
+def test_the_mean_over_budgets_is_sharper_than_one_and_among_many_a_gap_must_be_wider():
+    pairs = [(frame(row(saving=s, shuffle=i)), frame(row("top_k", 0.78, s, shuffle=i + 10)))
+             for i, s in enumerate((0.3, 0.42, 0.6, 0.75), 1)]
+    whole, parts = claims.mean_gap(pairs, 0.01), [claims.gap(a, b, 0.01) for a, b in pairs]
+    assert whole.value == pytest.approx(np.mean([g.value for g in parts]))
+    assert whole.half == pytest.approx(np.sqrt(np.mean([g.half**2 for g in parts]) / 4), rel=0.06)   # independent ones
+    just_below = claims.Gap(-0.02, 0.018, 1)
+    assert just_below.clearly_below()
+    assert not just_below.clearly_below(among=8)                    # 0.018 x 2.734 / 1.96 = 0.025
+    assert claims.Gap(-0.02, 0.014, 1).clearly_below(among=8)       # 0.0195
+    assert not claims.Gap(-0.02, 0.0145, 1).clearly_below(among=8)
+    with pytest.raises(ValueError, match="different pictures"):
+        claims.gap(frame(row()), frame(row(data="others")), 0.0)
+
+
 def test_run_noise_is_the_pooled_deviation():
     rows = frame(row(top1=0.50, seed=0), row(top1=0.52, seed=1), row(saving=0.6, top1=0.3, seed=0),
                  row(saving=0.6, top1=0.3, seed=1), row(saving=0.7, top1=0.1))
