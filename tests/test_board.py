@@ -229,6 +229,7 @@ def test_the_board_in_a_browser(tmp_path):
         assert chart.locator(".scatterlayer .trace").count() >= 8              # four clusterings, before and after
         assert "finetuned" in chart.text_content()
         assert "without finetuning" in chart.text_content()
+        assert page.locator("ul.verdicts li").count() >= 7
         chart.scroll_into_view_if_needed()
         assert page.locator("#card").is_hidden()
         point = chart.locator(".scatterlayer .trace").last.locator(".points path").first.bounding_box()

@@ -283,7 +283,7 @@ def write_page(path: Path, evidence: Evidence) -> list[Verdict]:
     said = verdicts(evidence)
     parts = [_lead(evidence), _claims(said)]
     for panel in PANELS:
-        parts.append(_section(panel, evidence))
+        parts.append(_section(panel, evidence, said))
         if panel.figure == "6":
             parts.append(_public_weights())
     parts += [_left(evidence), _numbers(evidence)]
@@ -333,7 +333,7 @@ def _claims(said: dict[str, list[Verdict]]) -> str:
     return f"<h2>The paper's claims, finetuned</h2><table class=claims><tr><th>Claim{head}</tr>{''.join(lines)}</table>"
 
 
-def _section(panel: Panel, evidence: Evidence) -> str:
+def _section(panel: Panel, evidence: Evidence, said: dict[str, list[Verdict]]) -> str:
     head = f"Fig. {panel.figure}" if panel.figure != "search" else "Step 2"
     parts = [f"<h2 id=fig{panel.figure}>{head}: {html.escape(panel.title)}</h2>"
              f"<p><b>The paper:</b> {html.escape(panel.says)} {html.escape(panel.note)}</p>"]
@@ -345,7 +345,10 @@ def _section(panel: Panel, evidence: Evidence) -> str:
         empty = False
         chart.layout.title = None
         name = _NAMES.get(preset, preset)
-        parts.append(f"<h3>{html.escape(name)}</h3>" + plot(f"f{panel.figure}-{preset}", chart, "",
+        mine = "".join(f"<li>{verdict_mark(v.verdict)}: {html.escape(v.claim)}</li>" for v in said[preset]
+                       if f"Fig. {panel.figure};" in v.claim or (panel.figure == "1b" and "abstract" in v.claim)
+                       or f"Fig. {panel.figure} " in v.claim)
+        parts.append(f"<h3>{html.escape(name)}</h3>" + (f"<ul class=verdicts>{mine}</ul>" if mine else "") + plot(f"f{panel.figure}-{preset}", chart, "",
                                                             label=f"{head}, {panel.title} {name}"))
     if empty:
         parts.append(f"<p class=small>Nothing was run for this figure. List its runs: <code>tokenpool plan "
