@@ -14,7 +14,7 @@ install: $(READY)  ## set up .venv from requirements.lock, once
 reproduce: $(READY)  ## measure every method; table, CSV and page in results/reproduce (minutes)
 	$(BIN)/tokenpool reproduce
 
-protocol: $(READY)  ## search K, finetune every method on pebbles from the shipped weights, write the board (half an hour)
+protocol: $(READY)  ## search K, finetune every method on pebbles from the shipped weights, write the board (about 20 minutes)
 	$(BIN)/tokenpool protocol
 
 test: $(READY)   ## lint, types, unit and property tests, one run end to end

@@ -147,8 +147,9 @@ def _widths(rows: pd.DataFrame) -> list[Curve]:
 
 
 def _qk(rows: pd.DataFrame) -> list[Curve]:
-    out = []
-    for i, kind in enumerate(sorted(rows["qk"].unique())):
+    out: list[Curve] = []
+    kinds = sorted(rows["qk"].unique())
+    for i, kind in enumerate(kinds if len(kinds) > 1 else ()):      # nothing to compare with one kind only
         look = _WIDTHS[i % 4]
         out += [Curve(f"WK-Medoids, {kind or 'usual attention'}", "wk_medoids", look, "top_k", qk=kind),
                 Curve(f"top-K, {kind or 'usual attention'}", "top_k", (look[0], "x", "dot"), qk=kind),
@@ -171,7 +172,8 @@ PANELS = (
           _of(_OURS, Curve("DynamicViT", "dynamic_vit", ("#AA4499", "diamond", "dash")), _PLAIN)),
     Panel("4", "A wider net pooled, or a narrower one whole?", "Pooling improves every width, and wider nets pooled form "
           "the outer envelope (P: caption).",
-          lambda rows: _per_model("wk_medoids", "WK-Medoids", "top_k")(rows) + _widths(rows)),
+          lambda rows: [] if rows["model"].nunique() < 2 else
+          _per_model("wk_medoids", "WK-Medoids", "top_k")(rows) + _widths(rows)),
     Panel("5a", "How to use the significance score?", "PoWER-BERT's top-K is the best use of the score (S).",
           _of(_TOP_K, _IMPORTANCE, Curve("importance, with replacement", "importance_with_replacement",
                                          _L["importance_with_replacement"]), _RANDOM)),

@@ -185,5 +185,6 @@ span.yes{color:#006b4f;font-weight:600}span.no{color:#a33f00;font-weight:600}spa
 .numbers{font-variant-numeric:tabular-nums;display:block;overflow-x:auto}select{font:inherit;padding:.2rem}
 h3{font-size:1.02rem;margin:1.2rem 0 .2rem}pre{overflow-x:auto;font-size:.8rem;background:#f6f6f6;padding:.6rem}button{font:inherit}
 .claims th{font-weight:400;width:22%}.claims tr:first-child th{font-weight:600}
+#cardtext{white-space:pre-wrap;overflow-wrap:anywhere}
 #card{position:fixed;right:0;top:0;bottom:0;width:min(560px,92vw);background:#fff;border-left:2px solid #888;overflow:auto;padding:1rem;z-index:9}
 </style><script>{{plotly}}</script><body><main>{{body}}</main></body></html>"""
