@@ -6,6 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 #: (file, what is there, the mistake, tests that must fail)
@@ -96,6 +98,7 @@ def plant(number, folder):
     return done.returncode, done.stdout[-600:] + done.stderr[-300:]
 
 
+@pytest.mark.timeout(1200)
 def test_every_planted_mistake_is_caught(tmp_path):
     with ThreadPoolExecutor(2) as workers:
         results = list(workers.map(lambda number: plant(number, tmp_path), range(len(MUTATIONS))))
