@@ -441,6 +441,7 @@ def test_every_planned_command_runs_the_job_it_stands_for(preset, monkeypatch, c
      "Train it first: tokenpool train --preset imagenet50 --model s"),
     (["train", "--model", "xl"], "Use --model vit"),
     (["train", "--preset", "imagenet50", "--data", "nowhere"], "No data called 'nowhere'"),
+    (["train", "--preset", "imagenet50"], "Say where they are with --data FOLDER"),
     (["search", "--penalty", "0"], "shortens nothing"),
     (["train", "--qk", "r3"], "Unknown reading 'r3'"),
     (["plan", "fig7"], "needs no training"),

@@ -108,6 +108,9 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     cpu = device == "cpu"
     target = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     where = data or preset.data
+    if data is None and where.startswith(".") and not Path(where).is_dir():
+        raise FileNotFoundError(f"The pictures of preset {preset.name} are not at {where}. Say where they are with "
+                                "--data FOLDER; the README says what they are.")
     check: Pictures | None = None
     rows: list[Row] = []
     main = _is_main()
