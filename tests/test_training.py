@@ -109,7 +109,7 @@ def test_a_killed_command_goes_on_to_the_same_weights(how, tmp_path, small_run):
     folder = tmp_path / "pebbles" / "finetune-vit-wk_medoids-save50-s0"
     process = start(out)
     assert wait_for((folder / train.CHECKPOINT).exists, process)
-    time.sleep(random.random() * 2)
+    time.sleep(random.random() / 2)
     process.send_signal(how)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[how], said
