@@ -423,8 +423,8 @@ def test_every_planned_command_runs_the_job_it_stands_for(preset, monkeypatch, c
     capsys.readouterr()
     assert main(["plan", "fig3", "--preset", preset]) == 0
     assert all(line.startswith(("# ", "tokenpool ")) for line in capsys.readouterr().out.splitlines())
-    assert not any(j.step == "finetune" and j.base not in {b.name for b in planned} | set(load_preset(preset).shipped)
-                   for j in planned)
+    there = {b.name for b in planned} | set(load_preset(preset).shipped)
+    assert not any(j.step == "finetune" and j.base.name not in there for j in planned)
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from tokenpool.attention import TWO_HALVES, attention_half, mlp_half
 from tokenpool.cost import Cost, count_macs
 from tokenpool.pool import take, top_k
 from tokenpool.vit import PooledViT, model_shape
+
+T = TypeVar("T")
 
 
 class _Staged(nn.Module):
@@ -47,10 +49,20 @@ class _Staged(nn.Module):
 
     def cost(self) -> Cost:
         """As `tokenpool.macs`; the downsampler's own share is called clustering there."""
-        return self._cost_of(self.schedule)
+        return count_macs(model_shape(self.vit), self.schedule, self._step_macs)
 
-    def _cost_of(self, schedule: Sequence[int]) -> Cost:
-        return count_macs(model_shape(self.vit), schedule, self._step_macs)
+    def _nearest(self, saving: float, candidates: Iterable[T], tokens: Callable[[T], Sequence[int]]) -> tuple[T, float]:
+        """The candidate whose cost comes nearest to (1 - saving) of the plain model's, and what it really saves."""
+        if not 0 < saving < 1:
+            raise ValueError(f"saving={saving} is not a share of the computations. Use a number such as 0.42.")
+        shape = model_shape(self.vit)
+        plain = count_macs(shape).total
+
+        def share(candidate: T) -> float:
+            return count_macs(shape, tokens(candidate), self._step_macs).total / plain
+
+        best = min(candidates, key=lambda candidate: abs(share(candidate) - (1 - saving)))
+        return best, 1 - share(best)
 
     def _embed(self, x: Tensor) -> Tensor:
         return self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
@@ -86,7 +98,7 @@ class ConvolutionViT(_Staged):
         self.grid = tuple(self.vit.patch_embed.grid_size)
         if stages is None:
             assert saving is not None
-            self.stages = self._nearest(saving)
+            self.stages = self._stages_for(saving)
         else:
             self.stages = tuple(stages)
             if list(self.stages) != sorted(set(self.stages)) or not all(0 <= s < depth - 1 for s in self.stages):
@@ -100,15 +112,11 @@ class ConvolutionViT(_Staged):
                 module.weight.zero_()[:, :, 1:, 1:] = 0.25
                 module.bias.zero_()
 
-    def _nearest(self, saving: float) -> tuple[int, ...]:
-        if not 0 < saving < 1:
-            raise ValueError(f"saving={saving} is not a share of the computations. Use a number such as 0.42.")
+    def _stages_for(self, saving: float) -> tuple[int, ...]:
         most = max(1, int(math.log2(min(self.grid))))
         places = range(len(self.vit.blocks) - 1)
         sets = [c for r in range(1, most + 1) for c in itertools.combinations(places, r)]
-        plain = count_macs(model_shape(self.vit)).total
-        best = min(sets, key=lambda s: abs(self._cost_of(self._tokens(s)).total / plain - (1 - saving)))
-        got = 1 - self._cost_of(self._tokens(best)).total / plain
+        best, got = self._nearest(saving, sets, self._tokens)
         if abs(got - saving) > 0.1:
             raise ValueError(f"saving={saving}: the nearest that halving the grid can save is {got:.2f}.")
         return best
@@ -209,12 +217,7 @@ class DynamicViT(_Staged):
         return tuple(kept[sum(stage <= block + 1 for stage in self.stages)] for block in range(len(self.vit.blocks)))
 
     def _rho_for(self, saving: float) -> float:
-        if not 0 < saving < 1:
-            raise ValueError(f"saving={saving} is not a share of the computations. Use a number such as 0.42.")
-        plain = count_macs(model_shape(self.vit)).total
-        rho = min((r / 1000 for r in range(1, 1001)),
-                  key=lambda r: abs(self._cost_of(self._tokens(r)).total / plain - (1 - saving)))
-        got = 1 - self._cost_of(self._tokens(rho)).total / plain
+        rho, got = self._nearest(saving, (r / 1000 for r in range(1, 1001)), self._tokens)
         if abs(got - saving) > 0.03:
             raise ValueError(f"saving={saving} cannot be reached by dropping before blocks {self.stages}: the nearest "
                              f"is {got:.2f}. Use that, or earlier stages.")

@@ -231,7 +231,7 @@ def _job(args: argparse.Namespace) -> None:
     job = Job(args.preset, args.step, args.model or next(iter(preset.models)), qk=args.qk, alpha=args.alpha,
               seed=args.seed, **{k: getattr(args, k) for k in own if hasattr(args, k)})
     with _progress() as bar:
-        task = bar.add_task("", total=None, visible=int(os.environ.get("RANK", "0")) == 0)
+        task = bar.add_task("", total=None, visible=jobs.is_main())
         jobs.run(job, args.out, settings=_settings(args), data=args.data, pictures=args.pictures,
                  checkpoint=args.checkpoint, device=args.device, say=bar.console.print,
                  checkpoint_seconds=args.checkpoint_seconds,

@@ -14,7 +14,7 @@ import csv
 import html
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,7 @@ def _per_model(method: str, label: str, start: str = "") -> Callable[[pd.DataFra
 
 
 def _widths(rows: pd.DataFrame) -> list[Curve]:
-    return [Curve(c.label, c.method, (c.look[0], "star", "dot"), model=c.model)
-            for c in _per_model("plain", "plain")(rows)]
+    return [replace(c, look=(c.look[0], "star", "dot")) for c in _per_model("plain", "plain")(rows)]
 
 
 def _qk(rows: pd.DataFrame) -> list[Curve]:
@@ -236,9 +235,9 @@ def panel_figure(panel: Panel, rows: pd.DataFrame, preset: str) -> go.Figure | N
     chart = make_subplots(1, len(stages), shared_yaxes=True, shared_xaxes="all", horizontal_spacing=0.03,
                           subplot_titles=[titles[s] for s in stages])
     shown: set[str] = set()
-    ranks = {c.label: i for i, c in enumerate(panel.curves(mine))}
+    curves = panel.curves(mine)
     for column, stage in enumerate(stages, 1):
-        for curve in panel.curves(mine):
+        for rank, curve in enumerate(curves, 1):
             # nothing is pooled in a plain model, so "untouched" shows the base model there
             want = "base" if curve.method == "plain" and stage == "untouched" else stage
             part = select(mine[mine["stage"] == want], curve, table.first)
@@ -249,7 +248,7 @@ def panel_figure(panel: Panel, rows: pd.DataFrame, preset: str) -> go.Figure | N
             x = p["speed"] if panel.speed else p["mmacs"]
             chart.add_trace(go.Scatter(
                 x=x.round(3).tolist(), y=(100 * p["top1"]).round(2).tolist(), name=curve.label,
-                legendgroup=curve.label, legendrank=ranks[curve.label] + 1, showlegend=curve.label not in shown,
+                legendgroup=curve.label, legendrank=rank, showlegend=curve.label not in shown,
                 mode="lines+markers", line=dict(color=colour, dash=dash, width=2), marker=dict(symbol=symbol, size=9),
                 error_y=dict(type="data", array=(100 * p["half"]).round(2).tolist(), thickness=1, width=3),
                 customdata=[[r.runs, f"{r.mmacs:.1f} MMACs ({r.share:.0%} of its plain model)<br>{r.seeds:.0f} seed(s), "

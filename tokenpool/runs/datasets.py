@@ -40,7 +40,7 @@ class Pictures:
 
 
 def scale(images: np.ndarray) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32 in -1..1, what the shipped model was trained on."""
+    """(..., 3, H, W) uint8 -> float32 in -1..1, what the shipped model was trained on."""
     return torch.from_numpy(images).float() / 127.5 - 1
 
 

@@ -50,7 +50,7 @@ def build_base(preset: Preset, job: Job) -> nn.Module:
     return normalise_qk(vit, job.qk, job.alpha == "learned") if job.qk else vit
 
 
-def build_system(vit: nn.Module, job: Job, classes_of_results: Path | None = None) -> Any:
+def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:
     """What is trained: the ViT with a downsampler in it."""
     if job.step == "search":
         return SoftMaskViT(vit, penalty=job.penalty)
@@ -60,20 +60,19 @@ def build_system(vit: nn.Module, job: Job, classes_of_results: Path | None = Non
         return ConvolutionViT(vit, saving=job.saving)
     if job.system == "dynamic_vit":
         return DynamicViT(vit, saving=job.saving, distill=job.distill)
-    schedule = list(load_schedule(job.schedule, classes_of_results)) if job.schedule else None
+    schedule = list(load_schedule(job.schedule, results)) if job.schedule else None
     return PooledViT(vit, schedule, saving=None if schedule else job.saving, method=job.system,
                      init=job.start or None, carry_counts=job.counts, seed=job.seed)
 
 
 def base_weights(preset: Preset, job: Job, results: Path) -> Path:
     """Where the base model's weights are: among the results, else among what ships."""
-    own = results / preset.name / job.base / "model.safetensors"
+    own = results / preset.name / job.base.name / "model.safetensors"
     if own.exists():
         return own
-    if job.base in preset.shipped:
-        return shipped_weights(preset.shipped[job.base])
-    first = Job(preset.name, "base", job.model, qk=job.qk, alpha=job.alpha, seed=job.base_seed)
-    raise FileNotFoundError(f"There is no base model {own}. Train it first: {first.command()}")
+    if job.base.name in preset.shipped:
+        return shipped_weights(preset.shipped[job.base.name])
+    raise FileNotFoundError(f"There is no base model {own}. Train it first: {job.base.command()}")
 
 
 def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] | None = None,
@@ -113,7 +112,7 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
                                 "--data FOLDER; the README says what they are.")
     check: Pictures | None = None
     rows: list[Row] = []
-    main = _is_main()
+    main = is_main()
     if not main:
         say = _silent
     if job.step != "search" and main:
@@ -124,7 +123,7 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     cost = macs(system)
     say(f"{job.name}: {cost}")
     if max_steps is not None:
-        _dry_run(vit, system, where, recipe, preset, pictures, results, cpu, max_steps, say)
+        _dry_run(vit, system, where, recipe, preset, pictures, cpu, max_steps, say)
         return []
 
     count = pictures or (preset.train_pictures if job.step == "base" else preset.finetune_pictures)
@@ -156,7 +155,6 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
         store = Results(folder / "rows.csv")
         for row in rows:
             store.add(row)
-        for row in rows:
             say(f"{row.stage}: top-1 {100 * row.top1:.1f} % ({100 * row.top1_low:.1f} to {100 * row.top1_high:.1f})")
     with replace_file(card_file) as temporary:
         temporary.write_text(json.dumps(card, indent=1) + "\n")
@@ -165,14 +163,14 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
 
 
 def _dry_run(vit: nn.Module, system: Any, where: str, recipe: Recipe, preset: Preset, pictures: int | None,
-             results: Path, cpu: bool, steps: int, say: Callable[[str], None]) -> None:
+             cpu: bool, steps: int, say: Callable[[str], None]) -> None:
     """One batch read and one step taken, as the real run would: what is wrong shows now and not after a day."""
     shapes: list[str] = []
     system.register_forward_pre_hook(lambda module, args: shapes.append(str(tuple(args[0].shape))))
     with tempfile.TemporaryDirectory() as folder:
         fit(system, lambda rank, world: open_train(where, vit, recipe, preset.train_split, pictures, rank, world),
             recipe, Path(folder), {}, tensorboard=False, cpu=cpu, max_steps=steps)
-        if not _is_main():
+        if not is_main():
             return
         with (Path(folder) / "metrics.csv").open(newline="") as file:
             last = list(csv.DictReader(file))[-1]
@@ -211,7 +209,8 @@ def _silent(text: str) -> None:
     """What other processes than the first say."""
 
 
-def _is_main() -> bool:
+def is_main() -> bool:
+    """Whether this is the one process, or the first of several; known before they have met."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

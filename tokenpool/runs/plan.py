@@ -94,8 +94,7 @@ def plan(figures: Iterable[str], preset: Preset, seeds: int = 1) -> list[Job]:
         for figure in chosen:
             for job in FIGURES[figure][1](preset, seeds):
                 wanted[job] = None
-    needed = {Job(preset.name, "base", j.model, qk=j.qk, alpha=j.alpha, seed=j.base_seed): None
-              for j in wanted if j.step != "base" and j.base not in preset.shipped}
+    needed = [j.base for j in wanted if j.step != "base"]
     jobs = {j: None for j in [*needed, *wanted] if not (j.step == "base" and j.name in preset.shipped)}
     # the cheap and informative first: all methods at one seed before the next seed
     return sorted(jobs, key=lambda j: (STEPS.index(j.step), j.seed if j.step == "finetune" else 0))

@@ -119,9 +119,9 @@ class Job:
             raise ValueError(f"--penalty {self.penalty} shortens nothing. Use a number above 0, such as 1e-3.")
 
     @property
-    def base(self) -> str:
-        """Name of the base model's run."""
-        return "-".join(filter(None, ("base", self.model, self.qk, self.alpha, f"s{self.base_seed}")))
+    def base(self) -> Job:
+        """The job that trains the model to go on from."""
+        return Job(self.preset, "base", self.model, qk=self.qk, alpha=self.alpha, seed=self.base_seed)
 
     @property
     def name(self) -> str:

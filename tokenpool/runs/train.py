@@ -17,7 +17,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ Tell = Callable[[str, int, int], None]
 class Objective(nn.Module):
     """A system and its loss in one module, so that data-parallel wrappers see one forward.
 
-    A system that adds terms of its own (search, DynamicViT) has `forward_with_terms(x, teacher) -> logits, terms`.
+    A system that adds terms of its own (search, DynamicViT) has `forward_with_terms(x) -> logits, terms`.
     """
 
     def __init__(self, system: nn.Module, criterion: nn.Module) -> None:
@@ -121,6 +121,9 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
     wrapped = accelerator.prepare_model(objective)
     optimizer = accelerator.prepare_optimizer(optimizer)
 
+    every = checkpoint_steps
+    if world > 1 and not every:                                # clocks differ between machines; step numbers do not
+        every = max(1, pictures.steps_per_epoch // 4)
     started = saved = time.perf_counter()
     bad = torch.zeros((), device=accelerator.device)
     sums: dict[str, Tensor] = {}
@@ -138,7 +141,7 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
                 if mixer is not None:
                     x, target = mixer(x, target)
                 hold = piece + 1 < recipe.accumulate
-                with accelerator.no_sync(wrapped) if hold else _nothing():
+                with accelerator.no_sync(wrapped) if hold else nullcontext():
                     out = wrapped(x, target, seed_of(recipe.seed, step, piece))
                     accelerator.backward(out["loss"] / recipe.accumulate)
                 for name, value in out.items():
@@ -153,10 +156,7 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
                 ema.update(system, step=step + 1)
 
             done = step + 1
-            due = done % checkpoint_steps == 0 if checkpoint_steps else \
-                world == 1 and time.perf_counter() - saved > checkpoint_seconds
-            if world > 1 and not checkpoint_steps:             # clocks differ between machines; step numbers do not
-                due = done % max(1, pictures.steps_per_epoch // 4) == 0
+            due = done % every == 0 if every else time.perf_counter() - saved > checkpoint_seconds
             if done % LOG_EVERY == 0 or due or done == last or done == first + 1:
                 if float(accelerator.reduce(bad, reduction="sum")):
                     raise Stop(_nan_message(folder, recipe, done, saver.step))
@@ -208,11 +208,6 @@ def _parameter_groups(system: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
             group["params"] = [p for p in group["params"] if id(p) not in masks]
         groups.append({"params": list(system.mask_parameters()), "weight_decay": 0.0, "lr": recipe.mask_lr})
     return groups
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 # ---- checkpoints: one file of tensors, replaced in one step ----

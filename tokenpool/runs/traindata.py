@@ -244,5 +244,5 @@ def _augment_pebbles(image: np.ndarray, shift: int = 4) -> Tensor:
     moved = np.pad(image[order], ((0, 0), (shift, shift), (shift, shift)), mode="reflect")
     height, width = image.shape[1:]
     moved = moved[:, shift + dy:shift + dy + height, shift + dx:shift + dx + width]
-    x = torch.from_numpy(np.ascontiguousarray(moved)).float() / 127.5 - 1
+    x = datasets.scale(np.ascontiguousarray(moved))
     return -x if negative else x
