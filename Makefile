@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help install reproduce protocol test lab train-default lock clean
+.PHONY: help install reproduce protocol test lab notebooks train-default lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -17,13 +17,17 @@ reproduce: $(READY)  ## measure every method; table, CSV and page in results/rep
 protocol: $(READY)  ## search K, finetune every method on pebbles from the shipped weights, write the board (about 20 minutes)
 	$(BIN)/tokenpool protocol
 
-test: $(READY)   ## lint, types, unit and property tests, one run end to end
+test: $(READY)   ## lint, types, tests, every notebook as it is and as a good student leaves it
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/python tools/solve_notebooks.py .solved
+	$(BIN)/pytest tests tokenpool notebooks .solved
 
 lab: $(READY)    ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
+
+notebooks: $(READY)  ## run all notebooks and save what they print
+	$(BIN)/python tools/tidy_notebooks.py
 
 train-default: $(READY)  ## train the model that ships, about 25 minutes on two cores
 	$(BIN)/tokenpool train --preset pebbles

@@ -1,0 +1,283 @@
+"""What stands behind the seven verbs: predictions, exercises, figures with words, explorers."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from tokenpool.lab import start
+from tokenpool.lab.cards import Card, inline
+from tokenpool.lab.exercises import Exercise, Wrong, ensure, exercise, expect
+from tokenpool.lab.explorer import Choice, Explorer, Number, Slider, Switch
+from tokenpool.lab.figure import details, show, styled
+from tokenpool.lab.predictions import Prediction, PredictionCard
+from tokenpool.lab.session import LESSONS, Lab
+
+# ---- set-up ----
+
+def test_the_set_up_line_says_what_runs(capsys):
+    lab = start("03")
+    said = capsys.readouterr().out
+    assert said.startswith("Notebook 03, tokenpool ")
+    assert f"torch {torch.__version__.split('+')[0]}" in said
+    assert "seed 0" in said
+    assert lab.small == (lab.device == "cpu")
+
+
+def test_an_unknown_notebook_exercise_or_prediction_is_told():
+    with pytest.raises(ValueError, match="Unknown notebook '3'"):
+        start("3")
+    lab = Lab("03")
+    with pytest.raises(ValueError, match=r"Unknown exercise 'z'.*notebook 03"):
+        lab.check("z", None)
+    with pytest.raises(ValueError, match="Unknown prediction 'z'"):
+        lab.reveal("z", 1)
+
+
+def test_the_tokens_of_a_block_are_what_a_trace_says():
+    lab = Lab("03")
+    x, pixels, labels, regions = lab.pictures(2)
+    assert (x.shape, pixels.shape, labels.shape, regions.shape) == ((2, 3, 64, 64), (2, 3, 64, 64), (2,), (2, 64))
+    assert set(regions.ravel()) == {0, 1, 2}
+    tokens, score = lab.tokens(x, 2)
+    held = lab.vit.forward_intermediates(x, indices=[2], output_fmt="NLC", norm=False, intermediates_only=True)[0]
+    assert torch.allclose(tokens, held, atol=1e-5)
+    assert score.shape == (2, 64)
+    assert (score >= 0).all()
+    with pytest.raises(ValueError, match="Block 6 does not exist"):
+        lab.tokens(x, 6)
+
+
+def test_importing_the_lab_loads_no_lesson():
+    code = "import sys, tokenpool.lab; print([m for m in sys.modules if 'lab.lessons.' in m])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_every_lesson_has_what_its_notebook_needs(number):
+    lab = Lab(number)
+    assert len(lab.lesson.PREDICTIONS) >= 1
+    assert len({p.id for p in lab.lesson.PREDICTIONS}) == len(lab.lesson.PREDICTIONS)
+    explorer = lab.explore()
+    assert explorer.error is None
+    assert len(explorer.words) > 40
+    assert explorer.table is not None
+
+
+# ---- exercises ----
+
+@exercise("x", minutes=3, level=1, hints=("Add.", "Use +."))
+def add_one(a):
+    return a + 1
+
+
+@add_one.check_by
+def _(answer):
+    expect(answer(1), 2, "One more than 1.")
+    ensure(answer(5) == 6, "Five plus one.")
+
+
+def stub(a):
+    """Words."""
+    ...
+
+
+def half_written(a):
+    b = ...
+    return b + a
+
+
+def no_return(a):
+    a + 1
+
+
+def stops(a):
+    b = a
+    return b.shape
+
+
+@pytest.mark.parametrize(("answer", "state", "words"), [
+    (stub, "open", "Replace the `...` in `add_one`"), (lambda a: ..., "open", "lab.hint"), (..., "open", "Replace"),
+    (half_written, "open", "Replace"), (lambda a: a + 1, "right", "All cases agree"),
+    (lambda a: a, "wrong", "One more than 1. Expected 2, got 1."), (lambda a: 2, "wrong", "Five plus one."),
+    (no_return, "wrong", "Is there a `return`?"), (3, "wrong", "should be a function; 3 came"),
+    (stops, "wrong", "stops with AttributeError"), (stops, "wrong", "line 3 of the function"),
+    (lambda: 1, "wrong", "TypeError"), (lambda a: "two", "wrong", "'two'"),
+    (lambda a: torch.tensor([2.0, 3.0]), "wrong", "shape (2,), expected ()"),
+    (lambda a: float("nan"), "wrong", "NaN"),
+], ids=range(15))
+def test_the_three_outcomes(answer, state, words):
+    card = add_one.check(answer)
+    assert card.state == state
+    assert words in card.words
+
+
+def test_a_solution_is_shown_as_text_and_never_as_a_decorated_function():
+    assert add_one.source() == "def add_one(a):\n    return a + 1\n"
+    shown = add_one.show_solution()
+    assert "```python\ndef add_one" in shown._repr_markdown_()
+
+
+def test_hints_get_clearer():
+    lab = Lab("03")
+    first, second = lab.hint("a"), lab.hint("a")
+    assert first.words.startswith("Hint 1 of 3")
+    assert second.words.startswith("Hint 2 of 3")
+    lab.hint("a")
+    assert lab.hint("a").words.startswith("Hint 3 of 3")
+
+
+def test_an_exercise_without_a_check_is_a_mistake_of_ours():
+    with pytest.raises(AssertionError):
+        Exercise("q", 1, 1, (), lambda: 1).check(lambda: 1)
+
+
+@pytest.mark.parametrize(("got", "wanted"), [(torch.tensor(2.0), 2), ([1, 2], [1.0, 2.0]), (True, 1), ("a", "a")])
+def test_what_equals(got, wanted):
+    expect(got, wanted, "")
+
+
+@pytest.mark.parametrize(("got", "wanted"), [(2.1, 2), ([1, 2], [2, 1]), ("a", "b"), (None, 1), ({}, 1), (1, "a")])
+def test_what_does_not_equal(got, wanted):
+    with pytest.raises(Wrong):
+        expect(got, wanted, "")
+
+
+# ---- cards ----
+
+def test_a_card_tells_its_state_in_words_and_escapes_the_rest():
+    card = Card("wrong", "`a < b` is *not* <script>")
+    assert repr(card).startswith("✗ Not yet.")
+    html = card._repr_html_()
+    assert "<code>a &lt; b</code>" in html
+    assert "<em>not</em>" in html
+    assert "<script>" not in html
+    assert 'role="status"' in html
+
+
+def test_products_are_no_emphasis():
+    assert inline("2 * 3 * 4") == "2 * 3 * 4"
+
+
+# ---- predictions ----
+
+QUESTION = Prediction("a", "More or less?", ("more", "less"), answer=lambda value: 0 if value > 0 else 1,
+                      why={1: "It looks so."}, tell=lambda value: f"{value} more")
+
+
+def test_a_commitment_is_kept_and_answered_by_the_evidence():
+    answers = {}
+    card = PredictionCard(QUESTION, answers)
+    card.button.click()
+    assert answers == {}
+    assert "Nothing is chosen yet" in card.status.value
+    card.choice.value = "less"
+    card.button.click()
+    assert answers == {"a": 1}
+    assert card.button.disabled
+    assert card.choice.disabled
+    told = QUESTION.reveal(3, answers["a"])
+    assert told.state == "wrong"
+    assert told.words == "You said: *less*. Measured: 3 more. So: *more*. It looks so."
+    assert QUESTION.reveal(-1, 1).state == "right"
+
+
+def test_without_a_commitment_the_answer_comes_all_the_same():
+    told = QUESTION.reveal(3, None)
+    assert told.state == "note"
+    assert "You had not committed" in told.words
+    assert "Tempting: *less*" in told.words
+
+
+def test_evidence_that_fits_no_option_is_an_error():
+    odd = Prediction("b", "?", ("x",), answer=lambda value: 5)
+    with pytest.raises(ValueError, match="points at option 5"):
+        odd.reveal(1, None)
+
+
+def test_a_prediction_reads_without_a_kernel():
+    bundle = PredictionCard(QUESTION, {})._repr_mimebundle_()
+    assert "<li>more</li>" in bundle["text/html"]
+    assert "model_id" in bundle["application/vnd.jupyter.widget-view+json"]
+
+
+# ---- figures ----
+
+def test_a_figure_needs_words_and_a_title():
+    with pytest.raises(ValueError, match="needs words"):
+        show(go.Figure(layout_title="t"), see=" ")
+    with pytest.raises(ValueError, match="needs a title"):
+        show(go.Figure(), see="Something.")
+
+
+def test_legends_get_the_room_they_need():
+    few = styled(go.Figure([go.Scatter(y=[1], name="a"), go.Scatter(y=[2], name="b")]))
+    many = styled(go.Figure([go.Scatter(y=[1], name="a rather long name") for _ in range(9)]))
+    assert many.layout.margin.b > few.layout.margin.b
+    assert styled(go.Figure(go.Scatter(y=[1]))).layout.margin.b < few.layout.margin.b
+
+
+def test_a_table_is_html_that_needs_no_kernel():
+    html = details(pd.DataFrame({"a<b": [0.123456, 2.0], "name": ["x", "y"]}))
+    assert html.startswith("<details")
+    assert "a&lt;b" in html
+    assert "0.1235" in html
+    with pytest.raises(ValueError, match="too long for a caption"):
+        details(pd.DataFrame({"a": range(100)}))
+
+
+# ---- explorers ----
+
+def sums(a, b, negative):
+    if a == 13:
+        raise ValueError("13 is not allowed.")
+    return (-1 if negative else 1) * (a + {"one": 1, "two": 2}[b])
+
+
+def toy():
+    return Explorer({"a": Number("First", 3, 0, 20), "b": Choice("Second", ("one", "two")),
+                     "negative": Switch("Negative")}, sums,
+                    lambda s: go.Figure(go.Bar(x=["sum"], y=[s])), lambda s: f"The sum is {s}.",
+                    lambda s: pd.DataFrame({"sum": [s]}))
+
+
+def test_an_explorer_follows_its_controls():
+    explorer = toy()
+    assert explorer.words == "The sum is 4."
+    explorer.set(a=5, b="two", negative=True)
+    assert explorer.words == "The sum is -7."
+    assert explorer.figure.data[0].y == (-7,)
+    assert "-7" in explorer._numbers.value
+    assert 'role="status"' in explorer._status.value
+
+
+def test_an_error_in_a_callback_is_told_where_the_person_looks():
+    explorer = toy()
+    explorer.set(a=13)
+    assert isinstance(explorer.error, ValueError)
+    assert "13 is not allowed." in explorer.words
+    assert explorer.figure.data[0].y == (4,)
+    explorer.set(a=2)
+    assert explorer.error is None
+    assert explorer.words == "The sum is 3."
+
+
+def test_an_explorer_reads_without_a_kernel():
+    bundle = toy()._repr_mimebundle_()
+    assert bundle["application/vnd.plotly.v1+json"]["data"][0]["y"] == [4] or \
+        list(bundle["application/vnd.plotly.v1+json"]["data"][0]["y"]) == [4]
+    assert "The sum is 4." in bundle["text/html"]
+    assert "First, Second, Negative" in bundle["text/html"]
+
+
+def test_controls_have_names():
+    explorer = toy()
+    slider = explorer.controls["a"]
+    assert isinstance(slider, Slider)
+    assert slider.label == "First"
+    assert explorer.controls["b"].description == "Second"
+    with pytest.raises(ValueError, match="No control called 'c'"):
+        explorer.set(c=1)

@@ -1,0 +1,156 @@
+"""Explorers: a few controls, a picture that follows them, and a line that says what changed in words.
+
+    explorer({"k": Number("Tokens kept, K", 4, 1, 12), "method": Choice("Method", names)},
+             compute=compare,          # pure: (k, method) -> anything; cached by the lesson, tested with numbers
+             draw=comparison_figure,   # pure: that -> go.Figure, always with the same traces
+             say=comparison_words)     # pure: that -> a sentence
+
+The three are ordinary functions, tested without a browser; what is left here is the wiring. An error in any of them is
+told in the explorer's own line of words, because a front end hides errors of callbacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+import traitlets
+
+from tokenpool.lab.cards import inline
+from tokenpool.lab.figure import details, styled
+from tokenpool.lab.predictions import view
+
+
+@dataclass(frozen=True)
+class Number:
+    """A slider with a number box."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    step: float = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A drop-down. `options`: names, or name shown -> value."""
+
+    label: str
+    options: tuple[str, ...] | Mapping[str, Any]
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A box to tick."""
+
+    label: str
+    value: bool = False
+
+
+class Slider(anywidget.AnyWidget):
+    """Native inputs: ipywidgets' sliders have no name that a screen reader could read."""
+
+    _esm = Path(__file__).with_name("slider.js")
+    _css = Path(__file__).with_name("slider.css")
+    label = traitlets.Unicode().tag(sync=True)
+    value = traitlets.Float().tag(sync=True)
+    low = traitlets.Float().tag(sync=True)
+    high = traitlets.Float().tag(sync=True)
+    step = traitlets.Float(1.0).tag(sync=True)
+    disabled = traitlets.Bool(False).tag(sync=True)
+
+
+class Explorer:
+    """Controls, figure and words. `set(k=3)` moves controls from Python; `words` is what the line says now."""
+
+    def __init__(self, controls: Mapping[str, Number | Choice | Switch], compute: Callable[..., Any],
+                 draw: Callable[[Any], go.Figure], say: Callable[[Any], str],
+                 table: Callable[[Any], pd.DataFrame] | None = None, height: int = 420) -> None:
+        self.compute, self.draw, self.say, self.table, self.height = compute, draw, say, table, height
+        self.specs = dict(controls)
+        self.controls = {name: _control(spec) for name, spec in controls.items()}
+        self._status, self._numbers = widgets.HTML(), widgets.HTML()
+        self.words, self.error = "", None
+        found = compute(**self.values())
+        self.figure = go.FigureWidget(styled(draw(found), height))
+        self._tell(found)
+        for control in self.controls.values():
+            control.observe(self._moved, "value")
+        rows = widgets.VBox(list(self.controls.values()), layout=widgets.Layout(margin="0 0 8px 0"))
+        self.box = widgets.VBox([rows, self._status, self.figure, self._numbers])
+
+    def values(self) -> dict[str, Any]:
+        """What the controls say."""
+        return {name: int(c.value) if isinstance(s, Number) and float(s.step).is_integer() else c.value
+                for (name, s), c in zip(self.specs.items(), self.controls.values(), strict=True)}
+
+    def set(self, **values: Any) -> Explorer:
+        """Move controls, as a person would."""
+        for name, value in values.items():
+            if name not in self.controls:
+                raise ValueError(f"No control called {name!r}. There are: {', '.join(self.controls)}.")
+            self.controls[name].value = value
+        return self
+
+    def _moved(self, change: Any) -> None:
+        try:
+            found = self.compute(**self.values())
+            with self.figure.batch_update():
+                _transfer(styled(self.draw(found), self.height), self.figure)
+            self._tell(found)
+            self.error = None
+        except Exception as error:      # a front end would hide it: tell it where the person looks
+            self.error = error
+            self._write(f"This setting does not work: {error} The figure shows the last one that did.")
+
+    def _tell(self, found: Any) -> None:
+        self._write(self.say(found))
+        self._numbers.value = "" if self.table is None else details(self.table(found))
+
+    def _write(self, words: str) -> None:
+        self.words = words
+        self._status.value = (f'<div role="status" style="max-width:56em;line-height:1.5;font-size:14px">'
+                              f"{inline(words)}</div>")
+
+    def __repr__(self) -> str:
+        return f"Explorer. {self.words}"
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """The widget; and, for pages without a kernel, its first view and its words."""
+        named = ", ".join(spec.label for spec in self.specs.values())
+        still = (f'<p class="tp-see" style="max-width:52em;line-height:1.5"><strong>Explorer, first view.</strong> '
+                 f"{inline(self.words)} Run the notebook to move: {inline(named)}.</p>{self._numbers.value}")
+        return {"application/vnd.jupyter.widget-view+json": view(self.box),
+                "application/vnd.plotly.v1+json": go.Figure(self.figure).to_plotly_json(),
+                "text/html": still, "text/plain": repr(self)}
+
+
+def _control(spec: Number | Choice | Switch) -> widgets.Widget:
+    wide = dict(style=dict(description_width="13em"), layout=widgets.Layout(width="auto", max_width="36em"))
+    if isinstance(spec, Number):
+        return Slider(label=spec.label, value=spec.value, low=spec.low, high=spec.high, step=spec.step)
+    if isinstance(spec, Choice):
+        options = list(spec.options.items()) if isinstance(spec.options, Mapping) else list(spec.options)
+        first = options[0][1] if isinstance(spec.options, Mapping) else options[0]
+        return widgets.Dropdown(description=spec.label, options=options,
+                                value=first if spec.value is None else spec.value, **wide)
+    return widgets.Checkbox(description=spec.label, value=spec.value, indent=False)
+
+
+def _transfer(new: go.Figure, shown: go.FigureWidget) -> None:
+    """Make the figure on the screen look like the new one, in place: a rebuilt figure would lose zoom and focus."""
+    if len(new.data) != len(shown.data):
+        shown.data = []
+        shown.add_traces(new.data)
+    else:
+        for old, trace in zip(shown.data, new.data, strict=True):
+            old.update(trace.to_plotly_json(), overwrite=True)
+    shown.layout.update(new.layout.to_plotly_json(), overwrite=True)

@@ -1,0 +1,1 @@
+"""One module a notebook: its toys, figures, explorer, predictions and exercises (with solutions), in this order."""
