@@ -10,8 +10,9 @@ import torch
 
 from tokenpool.lab import start
 from tokenpool.lab.cards import Card, inline
+from tokenpool.lab.controls import Choice, Number, Slider, Switch
 from tokenpool.lab.exercises import Exercise, Wrong, ensure, exercise, expect
-from tokenpool.lab.explorer import Choice, Explorer, Number, Slider, Switch
+from tokenpool.lab.explorer import Explorer
 from tokenpool.lab.figure import details, show, styled
 from tokenpool.lab.predictions import Prediction, PredictionCard
 from tokenpool.lab.session import LESSONS, Lab
@@ -174,7 +175,7 @@ def test_a_commitment_is_kept_and_answered_by_the_evidence():
     card.button.click()
     assert answers == {}
     assert "Nothing is chosen yet" in card.status.value
-    card.choice.value = "less"
+    card.choice.index = 1
     card.button.click()
     assert answers == {"a": 1}
     assert card.button.disabled
@@ -278,6 +279,24 @@ def test_controls_have_names():
     slider = explorer.controls["a"]
     assert isinstance(slider, Slider)
     assert slider.label == "First"
-    assert explorer.controls["b"].description == "Second"
+    assert explorer.controls["b"].label == "Second"
     with pytest.raises(ValueError, match="No control called 'c'"):
         explorer.set(c=1)
+
+
+def test_a_control_refuses_what_it_cannot_show():
+    explorer = toy()
+    with pytest.raises(ValueError, match=r"First: 21 came\. Use 0 to 20\."):
+        explorer.set(a=21)
+    with pytest.raises(ValueError, match=r"'three' is not a choice\. Use one of 'one', 'two'"):
+        explorer.set(b="three")
+    assert explorer.words == "The sum is 4."
+
+
+def test_a_choice_made_in_the_browser_arrives_as_its_value():
+    few_or_many = Choice("K", {"few": 2, "many": 9})
+    explorer = Explorer({"k": few_or_many}, lambda k: k, lambda k: go.Figure(), lambda k: f"{k}.")
+    assert explorer.words == "2."
+    explorer.controls["k"].index = 1         # what the front end sends
+    assert explorer.words == "9."
+    assert explorer.values() == {"k": 9}

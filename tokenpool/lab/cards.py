@@ -50,9 +50,16 @@ class Code:
         return f"{self.words}\n\n```python\n{self.source.rstrip()}\n```"
 
 
+_CODE, _EMPHASIS = re.compile(r"`([^`]+)`"), re.compile(r"(?<!\*)\*([^*\s][^*]*)\*")
+
+
+def plain(words: str) -> str:
+    """Without the marks of `code` and *emphasis*."""
+    return _EMPHASIS.sub(r"\1", _CODE.sub(r"\1", words))
+
+
 def inline(words: str) -> str:
     """Escaped HTML with `code`, *emphasis* and paragraphs."""
     text = html.escape(words, quote=False)
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
-    text = re.sub(r"(?<!\*)\*([^*\s][^*]*)\*", r"<em>\1</em>", text)
+    text = _EMPHASIS.sub(r"<em>\1</em>", _CODE.sub(r"<code>\1</code>", text))
     return text.replace("\n\n", "<br><br>")

@@ -12,60 +12,16 @@ told in the explorer's own line of words, because a front end hides errors of ca
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import anywidget
 import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
-import traitlets
 
 from tokenpool.lab.cards import inline
+from tokenpool.lab.controls import Choice, Number, Switch
 from tokenpool.lab.figure import details, styled
 from tokenpool.lab.predictions import view
-
-
-@dataclass(frozen=True)
-class Number:
-    """A slider with a number box."""
-
-    label: str
-    value: float
-    low: float
-    high: float
-    step: float = 1
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A drop-down. `options`: names, or name shown -> value."""
-
-    label: str
-    options: tuple[str, ...] | Mapping[str, Any]
-    value: Any = None
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A box to tick."""
-
-    label: str
-    value: bool = False
-
-
-class Slider(anywidget.AnyWidget):
-    """Native inputs: ipywidgets' sliders have no name that a screen reader could read."""
-
-    _esm = Path(__file__).with_name("slider.js")
-    _css = Path(__file__).with_name("slider.css")
-    label = traitlets.Unicode().tag(sync=True)
-    value = traitlets.Float().tag(sync=True)
-    low = traitlets.Float().tag(sync=True)
-    high = traitlets.Float().tag(sync=True)
-    step = traitlets.Float(1.0).tag(sync=True)
-    disabled = traitlets.Bool(False).tag(sync=True)
 
 
 class Explorer:
@@ -76,7 +32,7 @@ class Explorer:
                  table: Callable[[Any], pd.DataFrame] | None = None, height: int = 420) -> None:
         self.compute, self.draw, self.say, self.table, self.height = compute, draw, say, table, height
         self.specs = dict(controls)
-        self.controls = {name: _control(spec) for name, spec in controls.items()}
+        self.controls = {name: spec.widget() for name, spec in controls.items()}
         self._status, self._numbers = widgets.HTML(), widgets.HTML()
         self.words, self.error = "", None
         found = compute(**self.values())
@@ -131,18 +87,6 @@ class Explorer:
         return {"application/vnd.jupyter.widget-view+json": view(self.box),
                 "application/vnd.plotly.v1+json": go.Figure(self.figure).to_plotly_json(),
                 "text/html": still, "text/plain": repr(self)}
-
-
-def _control(spec: Number | Choice | Switch) -> widgets.Widget:
-    wide = dict(style=dict(description_width="13em"), layout=widgets.Layout(width="auto", max_width="36em"))
-    if isinstance(spec, Number):
-        return Slider(label=spec.label, value=spec.value, low=spec.low, high=spec.high, step=spec.step)
-    if isinstance(spec, Choice):
-        options = list(spec.options.items()) if isinstance(spec.options, Mapping) else list(spec.options)
-        first = options[0][1] if isinstance(spec.options, Mapping) else options[0]
-        return widgets.Dropdown(description=spec.label, options=options,
-                                value=first if spec.value is None else spec.value, **wide)
-    return widgets.Checkbox(description=spec.label, value=spec.value, indent=False)
 
 
 def _transfer(new: go.Figure, shown: go.FigureWidget) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from tokenpool.lab.cards import Card, inline
+from tokenpool.lab.cards import Card, inline, plain
+from tokenpool.lab.controls import Question
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,22 @@ class PredictionCard:
 
     def __init__(self, prediction: Prediction, answers: dict[str, int]) -> None:
         self.prediction, self.answers = prediction, answers
-        # buttons start without a choice: none should look like the expected one
-        self.choice = widgets.RadioButtons(options=list(prediction.options), value=None,
-                                           layout=widgets.Layout(width="auto"))
+        # no button starts out chosen: none should look like the expected one
+        self.choice = Question(label=f"Predict. {plain(prediction.question)}",
+                               names=[plain(option) for option in prediction.options])
         self.button = widgets.Button(description="Commit", tooltip="Commit to this answer")
         self.status = widgets.HTML()
         self.button.on_click(self._commit)
         self._say("Choose, then commit. The answer comes after the evidence.")
-        self.box = widgets.VBox([widgets.HTML(f'<div style="max-width:52em;line-height:1.5"><strong>Predict.</strong> '
-                                              f'{inline(prediction.question)}</div>'),
-                                 self.choice, self.button, self.status])
+        self.box = widgets.VBox([self.choice, self.button, self.status])
 
     def _commit(self, button: widgets.Button) -> None:
-        if self.choice.value is None:
+        if self.choice.index < 0:
             self._say("Nothing is chosen yet: choose one of the answers first.")
             return
-        self.answers[self.prediction.id] = self.prediction.options.index(self.choice.value)
+        self.answers[self.prediction.id] = self.choice.index
         self.choice.disabled = self.button.disabled = True
-        self._say(f"Committed: {self.choice.value}. The answer comes after the evidence.")
+        self._say(f"Committed: {self.prediction.options[self.choice.index]}. The answer comes after the evidence.")
 
     def _say(self, words: str) -> None:
         self.status.value = f'<div role="status" style="line-height:1.5">{inline(words)}</div>'

@@ -61,7 +61,8 @@ class Lab:
         np.random.seed(self.seed)
 
     def __repr__(self) -> str:
-        where = f"{self.device}, {torch.get_num_threads()} threads" if self.device == "cpu" else self.device
+        threads = torch.get_num_threads()
+        where = f"cpu, {threads} thread{'s' if threads > 1 else ''}" if self.device == "cpu" else self.device
         return (f"Notebook {self.number}, tokenpool {tokenpool.__version__}, torch {torch.__version__.split('+')[0]}, "
                 f"timm {timm.__version__}, {where}, {'small' if self.small else 'full'} setting, seed {self.seed}.")
 

@@ -1,0 +1,168 @@
+"""The notebooks where they are used: JupyterLab in a real browser, every control found by its name and moved by key.
+
+What the page says after a key press is compared with what the same explorer says in this process. Needs Chromium
+(Debian's package, or another on the path); without it these tests are skipped, and fail where TOKENPOOL_REQUIRE_BROWSER
+is set.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tokenpool.lab.controls import Choice, Number
+from tokenpool.lab.session import LESSONS, Lab
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.timeout(400), pytest.mark.skipif(
+    not CHROMIUM and os.environ.get("TOKENPOOL_REQUIRE_BROWSER") != "1", reason="no Chromium on the path")]
+#: no pop-up about news, and all cells in the page, also those out of sight
+SETTINGS = {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+            "notebook-extension/tracker": {"windowingMode": "none"}}
+
+
+@pytest.fixture(scope="module")
+def lab_url(tmp_path_factory):
+    """JupyterLab on copies of the notebooks, with an empty home."""
+    home = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    for name, setting in SETTINGS.items():
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(setting))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(8)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+         f"--ServerApp.root_dir={home / 'notebooks'}", f"--ServerApp.port={port}",
+         "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"],
+        env=os.environ | {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config"),
+                          "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+                          "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, "JupyterLab stopped"
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}/lab/tree/{{name}}?token={token}&reset"
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu",
+                                                                        "--disable-background-networking"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that remembers what went wrong and who was called."""
+    view = browser.new_page(viewport={"width": 1280, "height": 1000})
+    view.errors, view.outside = [], []
+    view.on("console", lambda said: view.errors.append(said.text) if said.type == "error" else None)
+    view.on("pageerror", lambda error: view.errors.append(str(error)))
+    view.on("request", lambda asked: view.outside.append(asked.url)
+            if not asked.url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")) else None)
+    yield view
+    view.close()
+
+
+def run_all(page, url):
+    """Open a notebook and run it to its end."""
+    page.goto(url)
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+    page.get_by_text("| Idle").wait_for(timeout=60_000)
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+    # busy first, or an idle notebook that has not begun would pass for one that is done
+    page.wait_for_function("[...document.querySelectorAll('.jp-InputPrompt')].some(p => p.textContent.includes('*'))",
+                           timeout=60_000)
+    page.wait_for_function("![...document.querySelectorAll('.jp-InputPrompt')].some(p => p.textContent.includes('*'))",
+                           timeout=300_000)
+
+
+def words_on(page):
+    return [" ".join(t.split()) for t in page.locator(".widget-html [role=status]").all_inner_texts()]
+
+
+def plain(explorer):
+    """The explorer's words as a page shows them."""
+    return " ".join(explorer.words.replace("`", "").replace("*", "").split())
+
+
+def wait_for_words(page, explorer):
+    deadline = time.monotonic() + 30
+    while plain(explorer) not in words_on(page):
+        assert time.monotonic() < deadline, (plain(explorer), words_on(page)[-1:])
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_in_jupyterlab(path, lab_url, page):
+    run_all(page, lab_url.format(name=path.name))
+    broken = page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type*=error]")
+    assert broken.count() == 0, broken.first.inner_text()
+    explorer = Lab(path.stem[:2]).explore()
+    wait_for_words(page, explorer)
+    for name, spec in explorer.specs.items():
+        control = page.get_by_label(spec.label, exact=True).first
+        control.scroll_into_view_if_needed()
+        control.focus()
+        before = explorer.values()[name]
+        if isinstance(spec, Number):
+            back = before + spec.step > spec.high
+            page.keyboard.press("ArrowLeft" if back else "ArrowRight")
+            explorer.set(**{name: before - spec.step if back else before + spec.step})
+        elif isinstance(spec, Choice):
+            options = list(spec.options.values()) if hasattr(spec.options, "values") else list(spec.options)
+            place = options.index(before)
+            page.keyboard.press("ArrowDown" if place + 1 < len(options) else "ArrowUp")
+            explorer.set(**{name: options[place + 1 if place + 1 < len(options) else place - 1]})
+        else:
+            page.keyboard.press("Space")
+            explorer.set(**{name: not before})
+        assert explorer.error is None, explorer.words
+        wait_for_words(page, explorer)
+    assert page.errors == []
+    assert page.outside == []
+
+
+def test_there_is_a_notebook_for_every_lesson():
+    assert len(NOTEBOOKS) == len(LESSONS)
+
+
+def test_a_prediction_is_committed_by_keyboard(lab_url, page):
+    run_all(page, lab_url.format(name="03_reconstruction.ipynb"))
+    commit = page.get_by_role("button", name="Commit", exact=True).first
+    commit.press("Enter")
+    page.get_by_text("Nothing is chosen yet").wait_for(timeout=10_000)
+    page.get_by_label("A, B and C", exact=True).press("Space")
+    page.keyboard.press("ArrowDown")
+    assert page.get_by_label("one copy, D and E", exact=True).is_checked()
+    commit.press("Enter")
+    page.get_by_text("Committed: one copy, D and E. The answer comes after the evidence.").wait_for(timeout=10_000)
+    assert page.get_by_label("A, B and C", exact=True).is_disabled()
+    assert page.errors == []

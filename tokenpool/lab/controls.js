@@ -1,0 +1,88 @@
+// Controls made of native inputs, each with a label that a screen reader finds and arrow keys that work.
+// One widget, four kinds: a slider with a number box, a drop-down, a box to tick, a question with radio buttons.
+
+const element = (tag, properties = {}, ...children) => {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+};
+
+// every kind: (row, model, id) -> a function that shows the model's state
+const kinds = {
+  number(row, model, id) {
+    const label = element("label", { htmlFor: id });
+    const range = element("input", { type: "range", id });
+    const number = element("input", { type: "number" });
+    let waiting = 0;
+    const send = () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => { model.set("value", Number(range.value)); model.save_changes(); }, 30);
+    };
+    range.addEventListener("input", () => { number.value = range.value; send(); });
+    number.addEventListener("change", () => {
+      range.value = number.value;             // the browser keeps it inside the range and on a step
+      number.value = range.value;
+      send();
+    });
+    row.append(label, range, number);
+    return () => {
+      label.textContent = model.get("label");
+      number.setAttribute("aria-label", model.get("label") + ", as a number");
+      for (const input of [range, number]) {
+        input.min = model.get("low");
+        input.max = model.get("high");
+        input.step = model.get("step");
+        if (input.value !== String(model.get("value"))) input.value = model.get("value");
+      }
+    };
+  },
+
+  choice(row, model, id) {
+    const label = element("label", { htmlFor: id });
+    const select = element("select", { id });
+    select.addEventListener("change", () => { model.set("index", select.selectedIndex); model.save_changes(); });
+    row.append(label, select);
+    return () => {
+      label.textContent = model.get("label");
+      select.replaceChildren(...model.get("names").map((name) => element("option", { textContent: name })));
+      select.selectedIndex = model.get("index");
+    };
+  },
+
+  switch(row, model, id) {
+    const label = element("label", { htmlFor: id });
+    const box = element("input", { type: "checkbox", id });
+    box.addEventListener("change", () => { model.set("value", box.checked); model.save_changes(); });
+    row.append(label, box);
+    return () => { label.textContent = model.get("label"); box.checked = model.get("value"); };
+  },
+
+  question(row, model, id) {
+    const legend = element("legend");
+    const group = element("fieldset", {}, legend);
+    row.append(group);
+    return () => {
+      legend.textContent = model.get("label");
+      group.disabled = model.get("disabled");
+      if (group.querySelectorAll("input").length === model.get("names").length) return;
+      model.get("names").forEach((name, place) => {
+        const radio = element("input", { type: "radio", name: id, id: `${id}-${place}` });
+        radio.addEventListener("change", () => { model.set("index", place); model.save_changes(); });
+        group.append(element("div", {}, radio, element("label", { htmlFor: radio.id, textContent: name })));
+      });
+    };
+  },
+};
+
+export default {
+  render({ model, el }) {
+    const kind = model.get("kind");
+    const row = element("div", { className: `tp-control tp-${kind}` });
+    el.append(row);
+    const show = kinds[kind](row, model, "tp-" + Math.random().toString(36).slice(2));
+    row.addEventListener("keydown", (event) => event.stopPropagation());   // JupyterLab would take the arrow keys
+    model.on("change", show);
+    show();
+    return () => model.off("change", show);
+  },
+};

@@ -1,0 +1,123 @@
+"""Controls for explorers and predictions: native inputs in one small widget, with names that screen readers find.
+
+ipywidgets' own sliders have no such name, and JupyterLab takes the arrow keys from its drop-downs and radio buttons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+
+@dataclass(frozen=True)
+class Number:
+    """A slider with a number box."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    step: float = 1
+
+    def widget(self) -> Slider:
+        return Slider(label=self.label, value=self.value, low=self.low, high=self.high, step=self.step)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A drop-down. `options`: names, or name shown -> value."""
+
+    label: str
+    options: tuple[str, ...] | Mapping[str, Any]
+    value: Any = None
+
+    def widget(self) -> Select:
+        shown = dict(self.options) if isinstance(self.options, Mapping) else {name: name for name in self.options}
+        return Select(self.label, shown, next(iter(shown.values())) if self.value is None else self.value)
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A box to tick."""
+
+    label: str
+    value: bool = False
+
+    def widget(self) -> Tick:
+        return Tick(label=self.label, value=self.value)
+
+
+class _Control(anywidget.AnyWidget):
+    _esm = Path(__file__).with_name("controls.js")
+    _css = Path(__file__).with_name("controls.css")
+    kind = traitlets.Unicode().tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
+
+
+class Slider(_Control):
+    """A number in [low, high]; anything else is refused."""
+
+    kind = traitlets.Unicode("number").tag(sync=True)
+    value = traitlets.Float().tag(sync=True)
+    low = traitlets.Float().tag(sync=True)
+    high = traitlets.Float().tag(sync=True)
+    step = traitlets.Float(1.0).tag(sync=True)
+
+    @traitlets.validate("value")
+    def _inside(self, proposal: Any) -> float:
+        if self.high > self.low and not self.low <= proposal["value"] <= self.high:
+            raise ValueError(f"{self.label}: {proposal['value']:g} came. Use {self.low:g} to {self.high:g}.")
+        return float(proposal["value"])
+
+
+class Select(_Control):
+    """One of several values, each shown by its name."""
+
+    kind = traitlets.Unicode("choice").tag(sync=True)
+    names = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    index = traitlets.Int(0).tag(sync=True)
+    value = traitlets.Any()
+
+    def __init__(self, label: str, options: Mapping[str, Any], value: Any) -> None:
+        self.options = dict(options)
+        super().__init__(label=label, names=list(options), index=self._place(value), value=value)
+
+    def _place(self, value: Any) -> int:
+        values = list(self.options.values())
+        if value not in values:
+            raise ValueError(f"{value!r} is not a choice. Use one of {', '.join(map(repr, values))}.")
+        return values.index(value)
+
+    @traitlets.validate("value")
+    def _known(self, proposal: Any) -> Any:
+        self._place(proposal["value"])
+        return proposal["value"]
+
+    @traitlets.observe("value")
+    def _show(self, change: Any) -> None:
+        self.index = self._place(change["new"])
+
+    @traitlets.observe("index")
+    def _chosen(self, change: Any) -> None:
+        self.value = list(self.options.values())[change["new"]]
+
+
+class Tick(_Control):
+    """Yes or no."""
+
+    kind = traitlets.Unicode("switch").tag(sync=True)
+    value = traitlets.Bool(False).tag(sync=True)
+
+
+class Question(_Control):
+    """A question with radio buttons; `index` is -1 until one is chosen."""
+
+    kind = traitlets.Unicode("question").tag(sync=True)
+    names = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    index = traitlets.Int(-1).tag(sync=True)
+    disabled = traitlets.Bool(False).tag(sync=True)
