@@ -56,19 +56,24 @@ def test_the_core_needs_torch_only():
     assert len((ROOT / "tokenpool" / "pool.py").read_text().splitlines()) <= 250
 
 
+def declared(project):
+    """All that the locked environment holds: the package's own, the tests', the site's."""
+    return project["dependencies"] + project["optional-dependencies"]["test"] + project["optional-dependencies"]["docs"]
+
+
 def test_environment_yml_says_what_pyproject_says():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = conda["dependencies"][-1]["pip"]
     assert listed[-1] == "-e ."
-    assert sorted(listed[:-1]) == sorted(project["dependencies"] + project["optional-dependencies"]["test"])
+    assert sorted(listed[:-1]) == sorted(declared(project))
     assert f"python{project['requires-python']}" in conda["dependencies"]
 
 
 def test_the_lock_holds_every_declared_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = {line.split("==")[0] for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
-    wanted = {re.split(r"[><=]", d)[0] for d in project["dependencies"] + project["optional-dependencies"]["test"]}
+    wanted = {re.split(r"[><=]", d)[0] for d in declared(project)}
     assert wanted <= locked
 
 
