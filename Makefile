@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help install reproduce protocol test lab notebooks train-default lock clean
+.PHONY: help install reproduce protocol test lab notebooks site slides train-default lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -29,15 +29,21 @@ lab: $(READY)    ## JupyterLab on the notebooks
 notebooks: $(READY)  ## run all notebooks and save what they print
 	$(BIN)/python tools/tidy_notebooks.py
 
+site: $(READY)   ## the course as pages in site/: notebooks, board, API; nothing in it needs a network (a minute)
+	$(BIN)/python tools/build_site.py
+
+slides: $(READY) ## the lecturer's slides from the notebooks, in slides/
+	$(BIN)/python tools/make_slides.py
+
 train-default: $(READY)  ## train the model that ships, about 25 minutes on two cores
 	$(BIN)/tokenpool train --preset pebbles
 
 lock: $(READY)   ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra test -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra test --extra docs -o requirements.lock
 
-clean:           ## remove .venv and results
-	rm -rf .venv results
+clean:           ## remove .venv, results, site and slides
+	rm -rf .venv results site slides
 
 # The stamp is written last, so a set-up that was stopped is done again. It holds no dates of its own: a changed lock
 # or pyproject.toml makes it old.

@@ -186,11 +186,11 @@ def test_group_against_the_operator(lab):
 def test_the_figure_shows_the_group(lab):
     g = toys.group("pebbles 1", -1, "k_means", 16, 0)
     fig = toys.group_figure(g)
-    assert [t.type for t in fig.data] == ["image", "image", "scatter", "scatter", "scatter"]
+    assert [t.type for t in fig.data] == ["image", "image", *["scatter"] * 5]
     assert [int(n) for n in fig.data[2].text] == g.labels.tolist()
-    assert len(fig.data[3].x) == len(fig.data[4].x) == 1 + len(g.companions)
-    assert (fig.data[3].x[0], fig.data[3].y[0]) == (3.5, 3.5)        # patch 0, 8 pixels a side
-    assert (fig.data[4].x[0], fig.data[4].y[0]) == (7.5, 7.5)        # the same, drawn twice as large
+    for frames, middle in zip(fig.data[3:], (3.5, 3.5, 7.5, 7.5), strict=True):     # twice as large at the right
+        assert len(frames.x) == 1 + len(g.companions)
+        assert (frames.x[0], frames.y[0]) == (middle, middle)
 
 
 def test_the_table_lists_patches():
@@ -214,7 +214,7 @@ def test_every_corner_of_the_explorer():
     explorer.set(patch=63)
     assert explorer.error is None
     assert "atch 63" in explorer.words
-    assert len(explorer.figure.data) == 5
+    assert len(explorer.figure.data) == 7
 
 
 def test_words_say_what_happened_to_the_small_pebble():

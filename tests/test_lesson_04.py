@@ -313,6 +313,15 @@ def test_tables_at_full_size(layers):
     assert len(toys.block_figure(toys.gap_by_block(layers[:1], 16, seeds=1)).data) == 2
 
 
+def test_group_sizes(layers):
+    tokens, score = layers[0]
+    table = toys.group_sizes(tokens, score, 16).set_index("start")
+    out = tp.pool_tokens(tokens, 16, weights=score, init="farthest_first")
+    assert table.loc["farthest_first", "largest"] == pytest.approx(out.counts.amax(1).double().mean().item())
+    assert table.loc["farthest_first", "alone"] == pytest.approx((out.counts == 1).sum(1).double().mean().item())
+    assert table["largest"].idxmin() == table["alone"].idxmin() == "random"
+
+
 # ---- recorded accuracies ----
 
 def test_recorded_rows():

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
 from tokenpool.cost import PARTS, BlockShape, Cost, ModelShape, count_macs
+from tokenpool.lab.controls import Choice, Number
 from tokenpool.lab.exercises import Wrong, ensure, exercise, expect
-from tokenpool.lab.explorer import Choice, Explorer, Number
+from tokenpool.lab.explorer import Explorer
 from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.predictions import Prediction
 from tokenpool.methods import Pooling
@@ -166,7 +167,7 @@ def clustering_bill(names: Sequence[str] = ("DeiT-Ti", "DeiT-S"), saving: float 
 
 # ---- the clock ----
 
-def clocked(name: str = "DeiT-Ti", batch: int = 2, rounds: int = 150, seconds: float = 2.0) -> pd.DataFrame:
+def clocked(name: str = "DeiT-Ti", batch: int = 1, rounds: int = 200, seconds: float = 3.0) -> pd.DataFrame:
     """Where the time of one block goes on this machine. The jobs take turns, so that a slow moment hits all of them.
 
     Args:

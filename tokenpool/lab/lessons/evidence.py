@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import re
 import textwrap
 import time
@@ -721,7 +722,7 @@ def _(answer):
     ensure(not left, f"Nothing is said of: {', '.join(left)}. What is not fixed may differ between the two sides.")
     for noise, effect in ((0.55, 1.0), (0.55, 0.5), (1.2, 1.0)):
         n, needed = plan(noise, effect)["seeds"], seeds_needed(noise, effect)
-        ensure(isinstance(n, int), f"Seeds come in whole numbers; {n!r} came. Round up.")
+        ensure(isinstance(n, numbers.Integral), f"Seeds come in whole numbers; {n!r} came. Round up.")
         half = math.ceil((1.96 + 0.84) ** 2 * (noise / effect) ** 2)
         what = f"for a noise of {noise} and an effect of {effect} points"
         ensure(n != half or half == needed, f"{n} seeds {what}: the 2 is missing. Both sides have noise.")

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import tokenpool as tp
 from tokenpool.cost import BlockShape, ModelShape, count_macs
+from tokenpool.lab.controls import Choice, Number, Switch
 from tokenpool.lab.exercises import Wrong, ensure, exercise, expect
-from tokenpool.lab.explorer import Choice, Explorer, Number, Switch
+from tokenpool.lab.explorer import Explorer
 from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.predictions import Prediction
 from tokenpool.lab.session import pebbles, shipped_vit
@@ -427,7 +428,7 @@ def bought_figure(table: pd.DataFrame) -> go.Figure:
     fig.update_xaxes(title="top-1 without finetuning, %", range=[60, 103])
     fig.update_yaxes(title="how K was chosen", range=[2.5, -0.8])
     return fig.update_layout(title="Same MACs: which damage should a greedy choice look at?", height=330,
-                             margin=dict(l=170))
+                             margin=dict(l=200))
 
 
 @functools.lru_cache(maxsize=1)
@@ -688,11 +689,12 @@ def view_figure(v: View) -> go.Figure:
                          marker=dict(color=colour, pattern=dict(shape=pattern, fillmode="overlay"))))
     middles = [68 + 136 * i for i in range(DEPTH)]
     top = round(max(0.1, 1.25 * max(v.error)), 2)
+    whose = "whose tokens are left" if sum(v.patches) else "whose tokens are left: not known of photographs"
     layout = dict(
         title_text=f"{' '.join(map(str, v.schedule))}: {v.share:.1%} of the MACs", height=640, barmode="group",
         legend=dict(orientation="h", y=-0.13), margin=dict(l=70, r=20, t=50, b=60),
         annotations=[_heading("error of the pooling, by block", 0.21, 0.635),
-                     _heading("whose tokens are left", 0.77, 0.635), _heading("class of the picture", 0.61, 0.245)],
+                     _heading(whose, 0.77, 0.635), _heading("class of the picture", 0.61, 0.245)],
         **_axes(1, (0, 1), (0.77, 1), dict(tickvals=middles, ticktext=below, ticks="", showgrid=False, showline=False),
                 dict(visible=False, scaleanchor="x", range=[128, 0], constrain="domain")),
         **_axes(2, (0, 0.42), (0.35, 0.62), dict(tickfont_size=11), dict(title_text="share lost", range=[0, top])),
@@ -718,12 +720,14 @@ def view_words(v: View) -> str:
         said.append(f"The class stays *{spoken(was)}* ({v.before[was]:.0%} before, {v.after[was]:.0%} after)."
                     if was == now else f"The class changes from *{spoken(was)}* ({v.before[was]:.0%}) to "
                                        f"*{spoken(now)}* ({v.after[now]:.0%}).")
-        small = v.left[:, 2]
-        gone = [block for block in range(1, DEPTH) if small[block] == 0]
-        tokens = int(v.left[-1].sum())
-        said.append(f"Of the small pebble's {v.patches[2]} tokens none is left after block {gone[0]}"
-                    + (", and it decides half of the class." if was != now else ", yet the class holds.") if gone else
-                    f"The small pebble had {v.patches[2]} of {N} tokens and has {small[-1]} of {tokens} in the end.")
+        lost = [(REGIONS[r], v.patches[r], int(np.argmax(v.left[:, r] == 0))) for r in (1, 2) if v.left[-1, r] == 0]
+        said += [f"Of the {name}'s {patches} tokens none is left after block {block}"
+                 + (", and it decides half of the class." if was != now else ", yet the class holds.")
+                 for name, patches, block in lost]
+        if not lost:
+            tokens = int(v.left[-1].sum())
+            said.append(f"Of the {tokens} tokens in the end {v.left[-1, 1]} are the large pebble's, which had "
+                        f"{v.patches[1]} of {N}, and {v.left[-1, 2]} the small one's, which had {v.patches[2]}.")
     if not v.start:
         said.append(f"({v.method} starts nowhere: Start changes nothing.)")
     if v.preset != HAND:
@@ -790,7 +794,7 @@ PREDICTIONS = (
 
 # ---- exercises ----
 
-@exercise("a", minutes=6, level=1, hints=(
+@exercise("a", minutes=5, level=1, hints=(
     "For one block: `int(mask.sum())` is the floor of a positive number. Then at least 1.",
     "Never rising: compare with the K that you have just given to the block before, `kept[-1]`.",
     "k = max(1, int(mask.sum())), then `kept.append(min(k, kept[-1]) if kept else k)`."))
@@ -818,7 +822,7 @@ def _(answer):
     expect(k_of([1] * 4, [0.5, 0.5, 0.5, 0], [0.25, 0.5, 0, 0]), [4, 1, 1], "Masses 4, 1.5 and 0.75.")
 
 
-@exercise("b", minutes=12, level=3, hints=(
+@exercise("b", minutes=10, level=3, hints=(
     "While the schedule costs more than the budget: list all schedules that are one token shorter, take the best.",
     "One token fewer after block l: `schedule[:l] + tuple(min(k, schedule[l] - 1) for k in schedule[l:])`. The `min` "
     "pulls later blocks along, because a schedule never rises. Skip blocks that keep one token.",

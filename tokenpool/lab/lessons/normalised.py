@@ -17,8 +17,9 @@ from plotly.subplots import make_subplots
 from torch import Tensor, nn
 
 from tokenpool.attention import UnitNorm, normalise_qk
+from tokenpool.lab.controls import Choice, Number
 from tokenpool.lab.exercises import Wrong, ensure, exercise, expect
-from tokenpool.lab.explorer import Choice, Explorer, Number
+from tokenpool.lab.explorer import Explorer
 from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.predictions import Prediction
 from tokenpool.runs.claims import MARGIN, Table, claims, gap

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tokenpool as tp
+from tokenpool.lab.controls import Choice, Number
 from tokenpool.lab.exercises import ensure, exercise, expect
-from tokenpool.lab.explorer import Choice, Explorer, Number
+from tokenpool.lab.explorer import Explorer
 from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE
 from tokenpool.lab.predictions import Prediction
 from tokenpool.runs.figures import LOOKS
@@ -228,7 +229,7 @@ def compare_figure(c: Comparison) -> go.Figure:
         go.Scatter(x=c.stand_ins[:, 0], y=c.stand_ins[:, 1], mode="markers", name="stand-in",
                    marker=dict(color=ORANGE, symbol="x", size=13, line=dict(color="white", width=1)))])
     fig.update_xaxes(title="first coordinate", range=[-3.6, 3.8])
-    fig.update_yaxes(title="second coordinate", range=[-3.2, 3.2], scaleanchor="x")
+    fig.update_yaxes(title="second coordinate", range=[-3.4, 4.4], scaleanchor="x")
     return fig.update_layout(title=f"{c.method}, K = {c.k}: error {c.errors[c.method]:.1f}", height=460)
 
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import tokenpool as tp
 from tokenpool.attention import attention_half, mlp_half
+from tokenpool.lab.controls import Number
 from tokenpool.lab.exercises import Wrong, ensure, exercise, expect
-from tokenpool.lab.explorer import Explorer, Number
+from tokenpool.lab.explorer import Explorer
 from tokenpool.lab.figure import BLUE, GREY, INK, ORANGE
 from tokenpool.lab.predictions import Prediction
 

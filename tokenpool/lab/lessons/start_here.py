@@ -14,8 +14,9 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 import tokenpool as tp
+from tokenpool.lab.controls import Choice, Number
 from tokenpool.lab.exercises import Wrong, ensure, exercise, expect
-from tokenpool.lab.explorer import Choice, Explorer, Number
+from tokenpool.lab.explorer import Explorer
 from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE
 from tokenpool.lab.predictions import Prediction
 from tokenpool.lab.session import pebbles, shipped_vit
@@ -197,8 +198,9 @@ def _panels(views: Sequence[np.ndarray], titles: Sequence[str], numbers: Sequenc
     for i, view in enumerate(views if len(frames) else ()):
         step, place = view.shape[0] / GRID[0], str(i + 1) if i else ""
         x, y = ((step * (np.array(at) + 0.5) - 0.5).tolist() for at in (np.array(frames) % 8, np.array(frames) // 8))
-        traces.append(go.Scatter(x=x, y=y, mode="markers", hoverinfo="skip", xaxis=f"x{place}", yaxis=f"y{place}",
-                                 marker=dict(symbol="square-open", size=26, color=ORANGE, line=dict(width=3))))
+        for colour, size in (("#ffffff", 30), (INK, 26)):           # white around black is seen on every ground
+            traces.append(go.Scatter(x=x, y=y, mode="markers", hoverinfo="skip", xaxis=f"x{place}", yaxis=f"y{place}",
+                                     marker=dict(symbol="square-open", size=size, color=colour, line=dict(width=2.5))))
     return go.Figure(traces, layout | dict(annotations=notes))
 
 
@@ -389,9 +391,10 @@ _ORDER = ("small pebble", "outline", "large pebble", "ground")
 
 
 PREDICTIONS = (
-    Prediction("a", "The 64 patches of a picture become 16 cluster means, a quarter (for DeiT it would be 196 becoming "
-                    "49). Every patch is redrawn as the mean of its cluster. On the way from 64 down to 16: *which "
-                    "patches are the first to lose a tenth of what sets them apart?*",
+    Prediction("a", "Pictures of a large and a small pebble on a ground are cut into 64 patches. The patches become 16 "
+                    "cluster means, a quarter (for DeiT it would be 196 becoming 49), and each patch is redrawn as the "
+                    "mean of its cluster. On the way from 64 down to 16: *which patches are the first to lose a tenth "
+                    "of what sets them apart from the average patch?* Those of ...",
                _OPTIONS,
                answer=lambda first: max(range(4), key=lambda i: first[_ORDER[i]]),
                why={0: "It has the fewest patches, and that would settle it if clusters were dealt out by size. But "
