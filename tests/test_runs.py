@@ -330,3 +330,10 @@ def test_cluster_pictures_by_hand():
 def test_frame_has_a_row_per_measurement():
     assert isinstance(results.frame([row()]), pd.DataFrame)
     assert list(results.frame([row()]).columns) == list(results.COLUMNS)
+
+
+def test_a_graphics_card_is_named_as_torch_names_it(monkeypatch):
+    from tokenpool.runs.evaluate import device_name
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device}")
+    assert device_name("cuda:0") == "card cuda:0"
+    assert device_name("cpu")

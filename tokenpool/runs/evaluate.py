@@ -163,7 +163,7 @@ def score(system: Any, pictures: Pictures, batches: Batches, model_name: str, se
 
 def device_name(device: str) -> str:
     if torch.device(device).type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     if torch.device(device).type != "cpu":
         return device
     try:
