@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help install reproduce protocol test lab notebooks site slides train-default lock clean
+.PHONY: help install reproduce protocol test lab app notebooks site slides train-default lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -25,6 +25,9 @@ test: $(READY)   ## lint, types, tests, every notebook as it is and as a good st
 
 lab: $(READY)    ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
+
+app: $(READY)    ## the explorers as a page without code, in the browser; this machine only
+	$(BIN)/tokenpool explore
 
 notebooks: $(READY)  ## run all notebooks and save what they print
 	$(BIN)/python tools/tidy_notebooks.py

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from lessons import check_exercise, lesson
-from torch import nn
 
 import tokenpool as tp
 from tokenpool.lab.session import pebbles, shipped_vit
@@ -273,159 +272,45 @@ def test_prediction_b(ratio, lost_late, place):
     assert "40 points" in prediction("b").tell(evidence)
 
 
-# ---- the explorer ----
+# ---- the explorer: what the notebook asks and says of it (its workings: test_k_explorer.py) ----
 
-@pytest.fixture(scope="module")
-def explorer():
-    return L.explore()
-
-
-DEFAULTS = dict(preset="geometric, 42 % saved", k1=48, k2=36, k3=27, k4=21, k5=15, method="wk_medoids", start="top_k",
-                counts=False)
+def seen(**moves):
+    explorer = L.explore().set(**moves)
+    assert explorer.error is None
+    return explorer
 
 
-def view(**changed):
-    return L.view(**(DEFAULTS | dict(picture=L.picture_names()[0]) | changed))
-
-
-def test_compute_against_the_model():
-    v = view(picture=L.picture_names()[0])
-    x = pebbles(24)[0][[4]]
-    model = tp.PooledViT(shipped_vit(), v.schedule, init="top_k").eval()
-    with torch.no_grad():
-        assert v.after == pytest.approx(model(x).softmax(1)[0].numpy(), abs=1e-5)
-        assert v.before == pytest.approx(shipped_vit()(x).softmax(1)[0].numpy(), abs=1e-5)
-    assert v.share == tp.macs(model).total / tp.macs(shipped_vit()).total
-    assert v.share_without < v.share
-    assert v.left.sum(1).tolist() == [64, *v.schedule[:5]]
-    assert v.patches == tuple(np.bincount(pebbles(24)[3][4], minlength=3))
-
-
-def test_kept_tokens_keep_their_region():
-    v = view(method="top_k")
-    steps = tp.PooledViT(shipped_vit(), v.schedule, method="top_k").eval().trace(pebbles(24)[0][[4]]).steps
-    for place, step in enumerate(steps[:5], start=1):
-        assert v.left[place].tolist() == np.bincount(pebbles(24)[3][4][step.origin[0]], minlength=3).tolist()
-
-
-def test_a_cluster_belongs_to_most_of_its_patches():
-    regions = np.array([2, 2, 0, 1, 1, 0])
-    step = type("Step", (), dict(kept=2, labels=torch.tensor([[0, 0, 0, 1, 1, 1]]), origin=torch.tensor([[2, 5]])))
-    assert L._regions(regions, step, chooses=False).tolist() == [2, 1]
-    assert L._regions(regions, step, chooses=True).tolist() == [0, 0]
-
-
-def test_a_rising_slider_is_answered_in_words():
-    assert L.allowed((48, 36, 27, 21, 15)) == ((48, 36, 27, 21, 15, 15), "")
-    schedule, told = L.allowed((40, 50, 20, 20, 20))
-    assert schedule == (40, 40, 20, 20, 20, 20)
-    assert told.startswith("Block 2 asks for 50 of 40 tokens")
-    schedule, told = L.allowed((5, 64, 3, 64, 4))
-    assert schedule == (5, 5, 3, 3, 3, 3)
-    assert "2 (64 of 5), 4 (64 of 3), 5 (4 of 3)" in told
-    v = view(preset=L.HAND, k3=60)
-    assert "Block 3 asks for 60 of 36" in L.view_words(v)
-    assert v.error[2] == 0
-
-
-def test_sliders_wait_for_their_preset(explorer):
-    explorer.set(preset="geometric, 42 % saved", k1=10)
-    assert "K = 48 36" in explorer.words
-    assert 'until Schedule says "by hand"' in explorer.words
-    explorer.set(preset=L.HAND)
-    assert "K = 10 10 10 10 10 10" in explorer.words
-    assert "asks for" not in explorer.words
-    assert "These blocks ask for more tokens than there are left" in explorer.words
-    explorer.set(k1=48, preset="geometric, 42 % saved")
-
-
-def test_words_follow_every_control(explorer):
-    for name, value in (("method", "top_k"), ("start", "farthest_first"), ("counts", True),
-                        ("preset", "early and hard, 42 % saved"), ("picture", L.picture_names()[1])):
-        start = DEFAULTS | dict(picture=L.picture_names()[0])
-        explorer.set(**start)
-        before = explorer.words
-        explorer.set(**{name: value})
-        assert explorer.error is None
-        assert explorer.words != before, name
-    explorer.set(picture="photograph: cat")
-    assert "knows pebbles only" in explorer.words
-    explorer.set(**DEFAULTS, picture=L.picture_names()[0])
-
-
-def test_no_corner_breaks_the_explorer(explorer):
-    """Every option and both ends of every control, each move from where the last one left things."""
-    traces = len(explorer.figure.data)
-    moves = [dict(preset=p) for p in L.presets()]
-    moves += [{f"k{b}": k} for b in range(1, 6) for k in (1, 64)] + [dict(k1=9), dict(k5=1)]
-    moves += [dict(method=m) for m in tp.method_names()]
-    moves += [dict(counts=True), dict(method="importance_with_replacement")]
-    moves += [dict(start=s) for s in tp.init_names()] + [dict(picture=p) for p in L.picture_names()[3:8]]
-    for move in moves:
-        explorer.set(**move)
-        assert explorer.error is None, move
-        assert len(explorer.figure.data) == traces == 7
-        assert "nan" not in explorer.words
-    explorer.set(**DEFAULTS, picture=L.picture_names()[0])
-
-
-def test_copies_lose_nothing_of_no_variance():
-    """Drawing with replacement leaves copies; a later cut among copies of one token divides 0 by 0."""
-    v = view(preset=L.HAND, k1=9, k2=2, k3=2, k4=2, k5=1, method="importance_with_replacement", counts=True)
-    assert np.isfinite(v.error).all()
-    assert np.isfinite(v.after).all()
-
-
-def test_the_figure_shows_what_was_computed():
-    v = view(preset="late and gently, 42 % saved")
-    fig = L.view_figure(v)
-    assert [t.type for t in fig.data] == ["image"] + ["bar"] * 6
-    assert list(fig.data[1].y) == [round(e, 3) for e in v.error]
-    for region in range(3):
-        assert list(fig.data[2 + region].y) == v.left[:, region].tolist()
-        assert list(fig.data[2 + region].base) == v.left[:, :region].sum(1).tolist()
-    pooled, plain = fig.data[5], fig.data[6]
-    assert pooled.y == plain.y
-    assert plain.y[list(plain.x).index(max(plain.x))] == L.spoken(int(v.before.argmax()))
-    assert max(plain.x) == round(100 * float(v.before.max()), 1)
-    assert fig.layout.xaxis.ticktext[-1] == "after block 5<br>6"
-
-
-def test_the_strip_holds_six_pictures():
-    sample = L.sample(L.picture_names()[0])
-    picture = L._first(sample)
-    frame = (picture == 255).all(2) & (sample.pixels.transpose(1, 2, 0).repeat(2, 0).repeat(2, 1) != 255).any(2)
-    inside = (sample.regions == 2).reshape(8, 8).repeat(16, 0).repeat(16, 1)
-    assert frame.any()
-    assert not (frame & ~inside).any()                   # the frame lies on the small pebble's own patches
-    assert L._in_a_row([picture] * 6).shape == (128, 816, 3)
-    assert L._first(L.sample("photograph: cat")).shape == (128, 128, 3)
+def test_the_presets_are_the_schedules_of_the_lesson():
+    named = L.presets()
+    assert list(named)[:3] == ["geometric, 42 % saved", "early and hard, 42 % saved", "late and gently, 42 % saved"]
+    assert [named[f"found by search, λ = {f.penalty:g}"] for f in L.found()[1:]] == [f.schedule for f in L.found()[1:]]
+    for ks in named.values():
+        assert ks[5] == ks[4]                            # five sliders say it all
+    assert tuple(L.explore().setting.schedule) == L.equal_cost()["geometric"]
 
 
 def test_what_the_notebook_says_of_the_first_picture():
     """Early loses the class, to the ground's columns; geometric, late, and early with counts keep it."""
-    early = view(preset="early and hard, 42 % saved")
-    counted = view(preset="early and hard, 42 % saved", counts=True)
-    assert "changes from *large diagonal, small plain*" in L.view_words(early)
-    assert "*large columns, small plain*" in L.view_words(early)
-    for kept in (view(), view(preset="late and gently, 42 % saved"), counted):
-        assert "The class stays *large diagonal, small plain*" in L.view_words(kept)
-    assert counted.strip == early.strip
-    assert counted.error == early.error
-    assert sum(view(preset="late and gently, 42 % saved").error) > sum(early.error)
+    geometric = L.explore()
+    early, late = seen(preset="early and hard, 42 % saved"), seen(preset="late and gently, 42 % saved")
+    counted = seen(preset="early and hard, 42 % saved", counts=True)
+    assert "changes from *large diagonal, small plain* to *large columns, small plain*" in early.words
+    assert "The class stays *large diagonal, small plain*" in late.words
+    assert "to *large diagonal, small plain*" in counted.words
+    assert "again, as in the plain model" in counted.words
+    assert "The class stays *large diagonal, small plain*" in geometric.words
+    assert "2 the small one's, which had 5." in geometric.words
+    run = {name: e._view.runs[0] for name, e in (("early", early), ("late", late), ("counted", counted))}
+    assert (run["counted"].strip == run["early"].strip).all()
+    assert run["counted"].error == run["early"].error
+    assert sum(run["late"].error) > sum(run["early"].error)
     assert "Of the large pebble's 19 tokens none is left after block 1, and it decides half of the class." in \
-        L.view_words(view(preset="early and hard, 42 % saved", method="top_k"))
-    assert "2 the small one's, which had 5." in L.view_words(view())
+        seen(preset="early and hard, 42 % saved", method="top_k").words
 
 
-def test_the_pictures_are_what_their_names_say():
-    assert len(L.picture_names()) == 11
-    for name in L.picture_names()[:6]:
-        assert L.spoken(int(L._plain(name).argmax())) in name          # and the plain model knows them all
-        assert (L.sample(name).regions == 2).sum() >= 4
-
-
-def test_explorer_runs_the_model_once_a_setting(monkeypatch):
-    v = view()
-    monkeypatch.setattr(nn.Module, "__call__", lambda *a, **o: pytest.fail("not cached"))
-    assert view(k1=3) is v
+def test_the_lock_answers_task_four():
+    """With the budget kept, fewer tokens after block 1 leave more for no block: all others are at its number."""
+    explorer = seen(lock=True, k1=56)
+    assert explorer.values()["k5"] < 15
+    assert "locked at 57.9%" in explorer.words
+    assert "cannot be spent" in explorer.set(k1=25).words

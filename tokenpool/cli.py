@@ -21,6 +21,7 @@ _EPILOG = """examples:
   tokenpool protocol                               search K and finetune every method on pebbles, then the board
   tokenpool plan fig3 --preset imagenet50          the runs of a figure, one command a line
   tokenpool report                                 the board of everything measured so far
+  tokenpool explore                                the course's explorers in the browser, without code
 
 Stopped runs go on where they were: type the same command again.
 """
@@ -122,6 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--collect", type=Path, metavar="FOLDER",
                        help="also write all rows and run cards there, one pair of files a preset")
     board.set_defaults(run=_report)
+
+    page = commands.add_parser("explore", help="the explorers of the course as a page without code, in the browser",
+                               description="Serve the explorers of the course as a page without code, to this machine "
+                                           "only. Ctrl-C ends it.")
+    page.add_argument("which", nargs="?", default="all", metavar="NOTEBOOK",
+                      help="00 to 08 shows one (05: K per layer); default: all, to choose from")
+    page.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
+    page.add_argument("--address", default="127.0.0.1", metavar="IP",
+                      help="0.0.0.0 lets other machines in, with a token; default: 127.0.0.1, this machine only")
+    page.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+    page.set_defaults(run=_explore)
     return parser
 
 
@@ -179,6 +191,15 @@ def _write_board(sources: list[Path], page: Path, collect: Path | None) -> None:
         for path in board.collect(evidence, collect):
             print(f"rows   {path}")
     print(f"\npage   {page}   (open it in a browser)")
+
+
+def _explore(args: argparse.Namespace) -> None:
+    try:
+        from tokenpool.lab.app import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"The page is served by Voila, and {error.name} is not installed here. Type: pip install "
+                         "voila") from None
+    serve(args.which, args.port, args.address, not args.no_browser, lambda words: print(words, flush=True))
 
 
 def _settings(args: argparse.Namespace) -> dict[str, str]:

@@ -1,5 +1,5 @@
 // Controls made of native inputs, each with a label that a screen reader finds and arrow keys that work.
-// One widget, four kinds: a slider with a number box, a drop-down, a box to tick, a question with radio buttons.
+// One widget, five kinds: a slider with a number box, a drop-down, a box to tick, a question with radio buttons, a file.
 
 const element = (tag, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), properties);
@@ -57,6 +57,21 @@ const kinds = {
     return () => { label.textContent = model.get("label"); box.checked = model.get("value"); };
   },
 
+  upload(row, model, id) {
+    const label = element("label", { htmlFor: id });
+    const file = element("input", { type: "file", id });
+    file.addEventListener("click", () => { file.value = ""; });       // the same file may be chosen again
+    file.addEventListener("change", async () => {
+      const [chosen] = file.files;
+      if (!chosen) return;
+      const small = chosen.size <= model.get("limit");                // a large one would break the connection
+      const content = await (small ? chosen : new Blob()).arrayBuffer();
+      model.send({ name: chosen.name, size: chosen.size }, undefined, [content]);
+    });
+    row.append(label, file);
+    return () => { label.textContent = model.get("label"); file.accept = model.get("accept"); };
+  },
+
   question(row, model, id) {
     const legend = element("legend");
     const group = element("fieldset", {}, legend);
@@ -83,6 +98,9 @@ export default {
     row.addEventListener("keydown", (event) => event.stopPropagation());   // JupyterLab would take the arrow keys
     model.on("change", show);
     show();
-    return () => model.off("change", show);
+    // plotly measures the page before its figure is on it, and again only when the window says that it has changed
+    const measure = new ResizeObserver(() => window.dispatchEvent(new Event("resize")));
+    measure.observe(row);
+    return () => { measure.disconnect(); model.off("change", show); };
   },
 };

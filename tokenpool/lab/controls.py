@@ -5,7 +5,7 @@ ipywidgets' own sliders have no such name, and JupyterLab takes the arrow keys f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,3 +121,21 @@ class Question(_Control):
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     index = traitlets.Int(-1).tag(sync=True)
     disabled = traitlets.Bool(False).tag(sync=True)
+
+
+class Upload(_Control):
+    """A file of the person's own. Its bytes arrive with a message and are kept nowhere: not here, not on a disk.
+
+    Args:
+        limit: bytes; the browser does not send a larger file, only its size. accept: endings, ".png,.jpg".
+        received: called with (name, size, bytes); no bytes where the file was too large to send.
+    """
+
+    kind = traitlets.Unicode("upload").tag(sync=True)
+    accept = traitlets.Unicode().tag(sync=True)
+    limit = traitlets.Int().tag(sync=True)
+
+    def __init__(self, label: str, accept: str, limit: int, received: Callable[[str, int, bytes], None]) -> None:
+        super().__init__(label=label, accept=accept, limit=limit)
+        self.on_msg(lambda widget, said, buffers: received(str(said.get("name", "")), int(said.get("size", 0)),
+                                                           bytes(buffers[0]) if buffers else b""))

@@ -11,7 +11,8 @@ told in the explorer's own line of words, because a front end hides errors of ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -29,19 +30,28 @@ class Explorer:
 
     def __init__(self, controls: Mapping[str, Number | Choice | Switch], compute: Callable[..., Any],
                  draw: Callable[[Any], go.Figure], say: Callable[[Any], str],
-                 table: Callable[[Any], pd.DataFrame] | None = None, height: int = 420) -> None:
+                 table: Callable[[Any], pd.DataFrame] | None = None, height: int | None = 420) -> None:
         self.compute, self.draw, self.say, self.table, self.height = compute, draw, say, table, height
         self.specs = dict(controls)
         self.controls = {name: spec.widget() for name, spec in controls.items()}
         self._status, self._numbers = widgets.HTML(), widgets.HTML()
         self.words, self.error = "", None
-        found = compute(**self.values())
+        found = self._look()
         self.figure = go.FigureWidget(styled(draw(found), height))
+        self.figure._config = {**self.figure._config, "responsive": True}       # else 700 pixels, whatever the page has
         self._tell(found)
         for control in self.controls.values():
             control.observe(self._moved, "value")
+        self.box = self._arrange()
+
+    def _arrange(self) -> widgets.Box:
+        """Where things stand."""
         rows = widgets.VBox(list(self.controls.values()), layout=widgets.Layout(margin="0 0 8px 0"))
-        self.box = widgets.VBox([rows, self._status, self.figure, self._numbers])
+        return widgets.VBox([rows, self._status, self.figure, self._numbers])
+
+    def _look(self) -> Any:
+        """What the controls ask for, computed."""
+        return self.compute(**self.values())
 
     def values(self) -> dict[str, Any]:
         """What the controls say."""
@@ -57,15 +67,36 @@ class Explorer:
         return self
 
     def _moved(self, change: Any) -> None:
+        """A front end sends one change at a time, merges what comes while it waits, and this reads what the controls
+        say *now*: a slider that is dragged is computed where it is, not at every place it has been."""
+        with self._told():
+            self._show()
+
+    def _show(self) -> None:
+        """Compute, draw and say what the controls ask for."""
+        found = self._look()
+        new = styled(self.draw(found), self.height)
+        with self.figure.batch_update():
+            _place(new, self.figure)
+        with self.figure.batch_update():
+            _transfer(new, self.figure)
+        self._tell(found)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors inside are told where the person looks: a front end would hide them."""
         try:
-            found = self.compute(**self.values())
-            with self.figure.batch_update():
-                _transfer(styled(self.draw(found), self.height), self.figure)
-            self._tell(found)
+            yield
             self.error = None
-        except Exception as error:      # a front end would hide it: tell it where the person looks
+        except Exception as error:
             self.error = error
             self._write(f"This setting does not work: {error} The figure shows the last one that did.")
+
+    def close(self) -> None:
+        """Take the explorer off the page and out of the kernel's list of widgets."""
+        for control in self.controls.values():
+            control.unobserve_all()
+        _close(self.box)
 
     def _tell(self, found: Any) -> None:
         self._write(self.say(found))
@@ -87,6 +118,24 @@ class Explorer:
         return {"application/vnd.jupyter.widget-view+json": view(self.box),
                 "application/vnd.plotly.v1+json": go.Figure(self.figure).to_plotly_json(),
                 "text/html": still, "text/plain": repr(self)}
+
+
+def _close(widget: widgets.Widget) -> None:
+    """With all that it holds, styles and layouts included: each is a widget of its own."""
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    for name in ("layout", "style"):
+        part = getattr(widget, name, None)
+        if isinstance(part, widgets.Widget):
+            part.close()
+    widget.close()
+
+
+def _place(new: go.Figure, shown: go.FigureWidget) -> None:
+    """Move panels that moved. By itself, because an axis that keeps pictures square forgets its old place only then."""
+    for axis in (*new.select_xaxes(), *new.select_yaxes()):
+        if axis.domain is not None:
+            shown.layout[axis.plotly_name].domain = axis.domain
 
 
 def _transfer(new: go.Figure, shown: go.FigureWidget) -> None:

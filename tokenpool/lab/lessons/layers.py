@@ -17,19 +17,17 @@ from torch import Tensor, nn
 
 import tokenpool as tp
 from tokenpool.cost import BlockShape, ModelShape, count_macs
-from tokenpool.lab.controls import Choice, Number, Switch
 from tokenpool.lab.exercises import Wrong, ensure, exercise, expect
-from tokenpool.lab.explorer import Explorer
-from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
+from tokenpool.lab.figure import BLUE, GREEN, INK, ORANGE, PURPLE
+from tokenpool.lab.k_explorer import KExplorer
 from tokenpool.lab.predictions import Prediction
 from tokenpool.lab.session import pebbles, shipped_vit
-from tokenpool.methods import METHODS, Pooling
-from tokenpool.runs.datasets import open_data, photographs, scale
-from tokenpool.runs.figures import LOOKS, cluster_picture, png
-from tokenpool.runs.pebbles import CLASSES, REGIONS
+from tokenpool.methods import Pooling
+from tokenpool.runs.datasets import open_data
+from tokenpool.runs.figures import LOOKS
 from tokenpool.runs.weights import data_folder
 from tokenpool.schedule import check_schedule, geometric
-from tokenpool.vit import TraceStep, model_shape
+from tokenpool.vit import model_shape
 
 Schedule = tuple[int, ...]
 N, DEPTH = 64, 6                        # patch tokens and blocks of the model that ships
@@ -476,280 +474,19 @@ def recorded_figure(rows: pd.DataFrame) -> go.Figure:
                              legend=dict(orientation="h", y=-0.25))
 
 
-# ---- the explorer: compute, draw, say ----
-
-HAND = "by hand: the five sliders"
-#: of the 24 pebbles of `lab.pictures`, some that are easy to keep and some that are easily lost
-_PEBBLES = (4, 2, 18, 22, 0, 8)
-_PHOTOGRAPHS = ("cat", "coffee", "astronaut", "temple", "flower")
-PLACES = ("start", *(f"block {b}" for b in range(1, DEPTH)))
-
+# ---- the explorer ----
 
 @functools.lru_cache(maxsize=1)
-def presets() -> dict[str, Schedule | None]:
-    """Name shown -> schedule; None: by hand. The first three save 42 % with K-Medoids, clustering counted in."""
+def presets() -> dict[str, Schedule]:
+    """Name shown -> schedule. The first three save 42 % with K-Medoids, clustering counted in."""
     family = equal_cost()
     searches = {f"found by search, λ = {f.penalty:g}": f.schedule for f in found()[1:]}
     return {"geometric, 42 % saved": family["geometric"], "early and hard, 42 % saved": family["early"],
-            "late and gently, 42 % saved": family["late"], **searches, "nothing pooled": (N,) * DEPTH, HAND: None}
+            "late and gently, 42 % saved": family["late"], **searches, "nothing pooled": (N,) * DEPTH}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A picture of the explorer."""
-
-    name: str
-    pixels: np.ndarray              # (3, 64, 64) uint8
-    regions: np.ndarray | None      # (64,) of every patch: 0 ground, 1 large pebble, 2 small; None: a photograph
-
-
-@functools.lru_cache(maxsize=1)
-def picture_names() -> tuple[str, ...]:
-    """Six pebbles by their class, five photographs."""
-    labels = pebbles(24)[2]
-    return (*(f"pebbles {place}: {spoken(int(labels[i]))}" for place, i in enumerate(_PEBBLES, start=1)),
-            *(f"photograph: {name}" for name in _PHOTOGRAPHS))
-
-
-@functools.lru_cache(maxsize=16)
-def sample(name: str) -> Sample:
-    """A picture by its name."""
-    place = picture_names().index(name)
-    if place >= len(_PEBBLES):
-        return Sample(name, photographs()[_PHOTOGRAPHS[place - len(_PEBBLES)]], None)
-    _, pixels, _, regions = pebbles(24)
-    return Sample(name, pixels[_PEBBLES[place]], regions[_PEBBLES[place]])
-
-
-def spoken(label: int) -> str:
-    """A class in words."""
-    large, small = CLASSES[label]
-    return f"large {large}, small {small}"
-
-
-def allowed(asked: Sequence[int]) -> tuple[Schedule, str]:
-    """What a row of five sliders means: a schedule that never rises, and a sentence on the blocks it had to change.
-
-    >>> schedule, told = allowed((40, 50, 20, 20, 20))
-    >>> schedule, told[:34]
-    ((40, 40, 20, 20, 20, 20), 'Block 2 asks for 50 of 40 tokens: ')
-    """
-    ks: list[int] = []
-    rises = []
-    for block, k in enumerate(asked, start=1):
-        before = ks[-1] if ks else N
-        if k > before:
-            rises.append((block, k))
-        ks.append(min(k, before))
-    told = ""
-    if len(rises) == 1:
-        block, k = rises[0]
-        told = (f"Block {block} asks for {k} of {ks[block - 1]} tokens: what is gone does not come back, so nothing is "
-                "pooled there.")
-    elif rises:
-        named = ", ".join(f"{block} ({k} of {ks[block - 1]})" for block, k in rises)
-        told = f"These blocks ask for more tokens than there are left: {named}. What is gone does not come back, so " \
-               "nothing is pooled there."
-    return (*ks, ks[-1]), told
-
-
-@dataclass(frozen=True)
-class View:
-    """Everything the explorer shows of one setting."""
-
-    preset: str
-    schedule: Schedule
-    told: str                           # what had to be changed of the sliders
-    method: str
-    start: str                          # of a clustering; empty for others
-    counts: bool
-    picture: str
-    share: float                        # MACs over those of the plain model, clustering included
-    share_without: float
-    strip: str                          # six pictures in a row: the original, then after each of five blocks
-    error: tuple[float, ...]            # of the five poolings; 0 where nothing is pooled
-    left: np.ndarray                    # (6, 3) tokens by region, before and after each block; zeros for photographs
-    patches: tuple[int, ...]            # of the picture, by region
-    before: np.ndarray                  # (30,) probabilities of the plain model
-    after: np.ndarray                   # (30,) with pooling
-
-
-def view(preset: str, k1: int, k2: int, k3: int, k4: int, k5: int, method: str, start: str, counts: bool,
-         picture: str) -> View:
-    """Pure; the work behind it is cached by what decides it, so idle sliders cost nothing."""
-    fixed = presets()[preset]
-    schedule, told = (fixed, "") if fixed is not None else allowed((k1, k2, k3, k4, k5))
-    kind = METHODS[method].kind
-    return _view(preset, schedule, told, method, start if kind == "clustering" else "", counts, picture)
-
-
-@functools.lru_cache(maxsize=512)
-def _view(preset: str, schedule: Schedule, told: str, method: str, start: str, counts: bool,
-          picture: str) -> View:
-    shown = sample(picture)
-    model = tp.PooledViT(shipped_vit(), schedule, method=method, init=start or None, carry_counts=counts).eval()
-    x = scale(shown.pixels[None])
-    with torch.no_grad():
-        trace = model.trace(x)
-    steps = trace.steps[:DEPTH - 1]
-    chooses = METHODS[method].kind == "selection"
-    images = [_first(shown)]
-    left = np.zeros((DEPTH, 3), int)
-    for place, step in enumerate(steps, start=1):
-        images.append(_picture(shown, step, chooses))
-        if shown.regions is not None:
-            left[place] = np.bincount(_regions(shown.regions, step, chooses), minlength=3)
-    if shown.regions is not None:
-        left[0] = np.bincount(shown.regions, minlength=3)
-    cost = tp.macs(model)
-    plain = macs_of((N,) * DEPTH)
-    # copies of one token have no variance, and lose none of it: 0 / 0 is 0 here
-    error = tuple(float(torch.nan_to_num(s.error)) for s in steps)
-    return View(preset, schedule, told, method, start, counts, picture, cost.total / plain,
-                cost.without_clustering / plain, png(_in_a_row(images)), error, left,
-                tuple(int(v) for v in left[0]), _plain(picture), trace.logits.softmax(1)[0].numpy())
-
-
-@functools.lru_cache(maxsize=16)
-def _plain(picture: str) -> np.ndarray:
-    """Probabilities (30,) without pooling."""
-    with torch.no_grad():
-        return shipped_vit()(scale(sample(picture).pixels[None])).softmax(1)[0].numpy()
-
-
-def _regions(regions: np.ndarray, step: TraceStep, chooses: bool) -> np.ndarray:
-    """Region of every token after a block, (K,): of its own patch where tokens are kept as they are, else of most of
-    the patches it stands for."""
-    if chooses and step.origin is not None:
-        return regions[step.origin[0].numpy()]
-    share = np.zeros((step.kept, 3))
-    np.add.at(share, (step.labels[0].numpy(), regions), 1)
-    return share.argmax(1)[share.sum(1) > 0]
-
-
-def _picture(shown: Sample, step: TraceStep, chooses: bool) -> np.ndarray:
-    """The picture as the tokens after a block see it, (128, 128, 3)."""
-    kept = None
-    if chooses and step.origin is not None:
-        kept = np.zeros(N, bool)
-        kept[step.origin[0].numpy()] = True
-    return cluster_picture(shown.pixels, step.labels[0].numpy(), (8, 8), kept)
-
-
-def _first(shown: Sample) -> np.ndarray:
-    """The picture itself, the small pebble's patches framed, (128, 128, 3)."""
-    big = shown.pixels.transpose(1, 2, 0).repeat(2, 0).repeat(2, 1).copy()
-    if shown.regions is not None:
-        inside = np.pad((shown.regions == 2).reshape(8, 8).repeat(16, 0).repeat(16, 1), 2)
-        core = inside[2:-2, 2:-2]
-        near = np.logical_and.reduce([inside[2 + i:130 + i, 2 + j:130 + j] for i in (-2, 0, 2) for j in (-2, 0, 2)])
-        big[core & ~near] = (255, 255, 255)
-    return big
-
-
-def _in_a_row(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures (128, 128, 3) side by side with a white gap, (128, 6 * 136, 3)."""
-    return np.concatenate([np.pad(i, ((0, 0), (4, 4), (0, 0)), constant_values=255) for i in images], 1)
-
-
-def _axes(number: int, across: tuple[float, float], up: tuple[float, float], x: dict[str, Any], y: dict[str, Any]
-          ) -> dict[str, Any]:
-    """A pair of axes in a part of the figure, as layout."""
-    return {f"xaxis{number}": dict(domain=across, anchor=f"y{number}", **x),
-            f"yaxis{number}": dict(domain=up, anchor=f"x{number}", **y)}
-
-
-def _heading(text: str, x: float, y: float) -> dict[str, Any]:
-    return dict(text=text, x=x, y=y, xref="paper", yref="paper", xanchor="center", yanchor="bottom", showarrow=False,
-                font_size=13)
-
-
-def view_figure(v: View) -> go.Figure:
-    """Six pictures, the error by block, whose tokens are left, and the classes before and after: always 7 traces.
-
-    Written as data, not with plotly's helpers for subplots: those take a third of a second, and a slider is waiting.
-    """
-    ks = (N, *v.schedule[:-1])
-    below = [f"picture<br>{N}", *(f"after block {b}<br>{k}" for b, k in enumerate(ks[1:], start=1))]
-    likely = np.argsort(-(v.before + v.after), kind="stable")[:3][::-1].tolist()       # bars grow upwards
-    names = [spoken(c) for c in likely]
-    data: list[dict[str, Any]] = [
-        dict(type="image", source=v.strip, hoverinfo="skip", xaxis="x1", yaxis="y1"),
-        dict(type="bar", x=PLACES[1:], y=[round(e, 3) for e in v.error], marker_color=INK, showlegend=False,
-             text=[f"{e:.2f}" if e else "none" for e in v.error], textposition="outside", cliponaxis=False,
-             xaxis="x2", yaxis="y2")]
-    for region, (colour, pattern) in enumerate(((GREY, ""), (BLUE, "/"), (ORANGE, "x"))):
-        data.append(dict(type="bar", x=PLACES, y=v.left[:, region].tolist(), name=REGIONS[region], xaxis="x3",
-                         yaxis="y3", base=v.left[:, :region].sum(1).tolist(), offsetgroup="regions",     # stacked
-                         marker=dict(color=colour, pattern=dict(shape=pattern, fillmode="overlay"))))
-    for name, values, colour, pattern in (("with pooling", v.after, GREEN, "."),
-                                          ("plain model", v.before, PURPLE, "")):
-        data.append(dict(type="bar", orientation="h", y=names, x=[round(100 * float(values[c]), 1) for c in likely],
-                         name=name, xaxis="x4", yaxis="y4",
-                         marker=dict(color=colour, pattern=dict(shape=pattern, fillmode="overlay"))))
-    middles = [68 + 136 * i for i in range(DEPTH)]
-    top = round(max(0.1, 1.25 * max(v.error)), 2)
-    whose = "whose tokens are left" if sum(v.patches) else "whose tokens are left: not known of photographs"
-    layout = dict(
-        title_text=f"{' '.join(map(str, v.schedule))}: {v.share:.1%} of the MACs", height=640, barmode="group",
-        legend=dict(orientation="h", y=-0.13), margin=dict(l=70, r=20, t=50, b=60),
-        annotations=[_heading("error of the pooling, by block", 0.21, 0.635),
-                     _heading(whose, 0.77, 0.635), _heading("class of the picture", 0.61, 0.245)],
-        **_axes(1, (0, 1), (0.77, 1), dict(tickvals=middles, ticktext=below, ticks="", showgrid=False, showline=False),
-                dict(visible=False, scaleanchor="x", range=[128, 0], constrain="domain")),
-        **_axes(2, (0, 0.42), (0.35, 0.62), dict(tickfont_size=11), dict(title_text="share lost", range=[0, top])),
-        **_axes(3, (0.54, 1), (0.35, 0.62), dict(tickfont_size=11), dict(title_text="tokens", range=[0, 70])),
-        **_axes(4, (0.22, 1), (0, 0.23), dict(title_text="probability, %", range=[0, 101]), dict(tickfont_size=12)))
-    return go.Figure(data=data, layout=layout)
-
-
-def view_words(v: View) -> str:
-    """What is set, what it costs, what it does to tokens and class, and why."""
-    said = [v.told] if v.told else []
-    way = v.method + (f" from a {v.start} start" if v.start else "") + (", counts carried" if v.counts else "")
-    said.append(f"K = {' '.join(map(str, v.schedule))} with {way}: {v.share:.1%} of the plain model's MACs, "
-                f"{v.share_without:.1%} without the clustering.")
-    worst = int(np.argmax(v.error))
-    said.append(f"Block {worst + 1} loses most, {v.error[worst]:.0%} of its tokens' variance." if max(v.error) > 0
-                else "Nothing is pooled, so nothing is lost.")
-    was, now = int(v.before.argmax()), int(v.after.argmax())
-    if sum(v.patches) == 0:
-        said.append("The model knows pebbles only: its class for a photograph means nothing, and nobody has marked the "
-                    "regions; the clusters are worth a look.")
-    else:
-        said.append(f"The class stays *{spoken(was)}* ({v.before[was]:.0%} before, {v.after[was]:.0%} after)."
-                    if was == now else f"The class changes from *{spoken(was)}* ({v.before[was]:.0%}) to "
-                                       f"*{spoken(now)}* ({v.after[now]:.0%}).")
-        lost = [(REGIONS[r], v.patches[r], int(np.argmax(v.left[:, r] == 0))) for r in (1, 2) if v.left[-1, r] == 0]
-        said += [f"Of the {name}'s {patches} tokens none is left after block {block}"
-                 + (", and it decides half of the class." if was != now else ", yet the class holds.")
-                 for name, patches, block in lost]
-        if not lost:
-            tokens = int(v.left[-1].sum())
-            said.append(f"Of the {tokens} tokens in the end {v.left[-1, 1]} are the large pebble's, which had "
-                        f"{v.patches[1]} of {N}, and {v.left[-1, 2]} the small one's, which had {v.patches[2]}.")
-    if not v.start:
-        said.append(f"({v.method} starts nowhere: Start changes nothing.)")
-    if v.preset != HAND:
-        said.append("(The five sliders wait until Schedule says \"by hand\".)")
-    return " ".join(said)
-
-
-def view_table(v: View) -> pd.DataFrame:
-    return pd.DataFrame({"after": PLACES[1:], "tokens": v.schedule[:-1],
-                         "share of the variance lost": [round(e, 3) for e in v.error],
-                         **{f"tokens of {name}": v.left[1:, r] for r, name in enumerate(REGIONS)}})
-
-
-def explore() -> Explorer:
-    family = equal_cost()["geometric"]
-    sliders = {f"k{b}": Number(f"By hand: kept after block {b}", family[b - 1], 1, N) for b in range(1, DEPTH)}
-    return Explorer({"preset": Choice("Schedule", tuple(presets())), **sliders,
-                     "method": Choice("Method", tp.method_names(), "wk_medoids"),
-                     "start": Choice("Start of a clustering", tp.init_names(), "top_k"),
-                     "counts": Switch("Carry counts into later attention"),
-                     "picture": Choice("Picture", picture_names())},
-                    view, view_figure, view_words, view_table, height=640)
+def explore() -> KExplorer:
+    return KExplorer(presets())
 
 
 # ---- predictions ----

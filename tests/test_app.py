@@ -1,0 +1,268 @@
+"""The explorers as a page without code: `tokenpool explore` in a real browser, what it serves, and what it does not.
+
+What the page says after a key press is compared with what the same explorer says in this process.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tokenpool.cli import main
+from tokenpool.lab import gallery
+from tokenpool.lab.controls import Choice, Number
+from tokenpool.lab.gallery import EXPLORERS, Gallery
+from tokenpool.lab.session import LESSONS, Lab
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.timeout(300)
+
+
+def start(*options):
+    """A server, and the address that it printed."""
+    server = subprocess.Popen([sys.executable, "-m", "tokenpool.cli", "explore", "--no-browser", *options],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said = server.stdout.readline()
+    assert said, server.stderr.read()
+    return server, re.search(r"http://\S+", said)[0]
+
+
+def end(server):
+    """Ctrl-C: the exit code, and all it had to say."""
+    server.send_signal(signal.SIGINT)
+    said = "".join(server.communicate(timeout=30))
+    return server.returncode, said
+
+
+@pytest.fixture(scope="module")
+def url():
+    server, address = start("all")
+    yield address
+    server.terminate()
+    server.communicate(timeout=30)
+
+
+def answer(address, **headers):
+    """Status of a GET, redirections not followed."""
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_):
+            return None
+
+    asked = urllib.request.Request(address, headers=headers)
+    try:
+        with urllib.request.build_opener(Stay).open(asked, timeout=20) as got:
+            return got.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+# ---- the page ----
+
+def words_on(page):
+    return [" ".join(t.split()) for t in page.locator("#rendered_cells [role=status]").all_inner_texts()]
+
+
+def wait_for_words(page, explorer):
+    said = " ".join(explorer.words.replace("`", "").replace("*", "").split())
+    deadline = time.monotonic() + 30
+    while said not in words_on(page):
+        assert time.monotonic() < deadline, (said, words_on(page))
+        time.sleep(0.05)
+
+
+def named(page, spec):
+    """The control of this name; those of explorers out of sight cannot be seen or reached."""
+    return page.get_by_label(spec.label, exact=True).locator("visible=true").first
+
+
+def press(page, explorer, name):
+    """Move a control by keyboard on the page, and the same way in this process."""
+    spec, before = explorer.specs[name], explorer.values()[name]
+    named(page, spec).focus()
+    if isinstance(spec, Number):
+        back = before + spec.step > spec.high
+        page.keyboard.press("ArrowLeft" if back else "ArrowRight")
+        explorer.set(**{name: before - spec.step if back else before + spec.step})
+    elif isinstance(spec, Choice):
+        options = list(spec.options.values()) if hasattr(spec.options, "values") else list(spec.options)
+        place = options.index(before) + (1 if before != options[-1] else -1)
+        page.keyboard.press("ArrowDown" if place > options.index(before) else "ArrowUp")
+        explorer.set(**{name: options[place]})
+    else:
+        page.keyboard.press("Space")
+        explorer.set(**{name: not before})
+
+
+def fits(page, width):
+    """Nothing sticks out to the right, once figures have followed the page's width."""
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function("document.documentElement.scrollWidth === document.documentElement.clientWidth "
+                           f"&& document.documentElement.clientWidth <= {width}", timeout=10_000)
+
+
+@pytest.fixture
+def page():
+    if CHROMIUM is None:
+        assert os.environ.get("TOKENPOOL_REQUIRE_BROWSER") != "1", "a browser is required here and none is installed"
+        pytest.skip("no Chromium on the path")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu",
+                                                                        "--disable-background-networking"])
+        view = chromium.new_page(viewport={"width": 1280, "height": 900})
+        view.errors, view.outside = [], []
+        view.on("console", lambda said: view.errors.append(said.text) if said.type == "error" else None)
+        view.on("pageerror", lambda error: view.errors.append(str(error)))
+        view.on("request", lambda asked: view.outside.append(asked.url)
+                if not asked.url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")) else None)
+        yield view
+        chromium.close()
+
+
+def test_all_explorers_on_one_page_by_keyboard(url, page):
+    page.goto(url, wait_until="commit")
+    page.get_by_role("status").filter(has_text="Starting Python").wait_for(timeout=5_000)     # there at once
+    row = page.get_by_role("navigation", name="Explorers").get_by_role("button")
+    row.first.wait_for(timeout=60_000)
+    assert row.all_inner_texts() == [f"{n} {name}" for n, (name, _) in EXPLORERS.items()]
+    for place, (number, (name, question)) in enumerate(EXPLORERS.items()):
+        if place:
+            page.keyboard.press("Tab")
+            row.nth(place - 1).focus()
+            page.keyboard.press("Tab")              # from one button to the next, and nothing opens on the way
+            page.keyboard.press("Enter")
+        page.get_by_role("heading", level=2, name=name, exact=True).wait_for(timeout=20_000)
+        assert page.get_by_text(question, exact=True).is_visible()
+        assert row.nth(place).get_attribute("aria-current") == "true"
+        explorer = Lab(number).explore()
+        wait_for_words(page, explorer)
+        page.locator(".js-plotly-plot .main-svg").locator("visible=true").first.wait_for(timeout=20_000)
+        for spec in explorer.specs.values():
+            assert named(page, spec).is_visible(), spec.label
+        moved = next((n for n, s in explorer.specs.items() if isinstance(s, Number)), next(iter(explorer.specs)))
+        press(page, explorer, moved)
+        assert explorer.error is None, explorer.words
+        wait_for_words(page, explorer)
+        fits(page, 800)
+        fits(page, 1280)
+    row.first.press("Enter")                        # back: kept as it was left
+    page.get_by_role("heading", level=2, name=EXPLORERS["05"][0], exact=True).wait_for(timeout=5_000)
+    assert page.locator(".jp-InputArea, .jp-InputPrompt, .cm-editor, .jp-RenderedText").count() == 0
+    assert page.locator("#loading").count() == 0
+    text = page.locator("body").inner_text()
+    assert "Traceback" not in text
+    assert "Gallery" not in text
+    assert "VBox(" not in text
+    assert page.errors == []
+    assert page.outside == []
+
+
+# ---- the server ----
+
+@pytest.mark.parametrize("path", ["voila/files/explorers.ipynb", "voila/files/x.png", "tree", "voila/tree", "lab",
+                                  "explorers.ipynb", "api/contents", "api/kernels", "api/terminals", "files/x",
+                                  "../../etc/passwd", "voila/static/../../../../etc/passwd", "voila/render/x.ipynb"])
+def test_nothing_but_the_page_is_served(path, url):
+    assert answer(url + path) in (403, 404)
+
+
+def test_another_name_for_this_machine_is_refused(url):
+    assert answer(url, Host="elsewhere.example") == 403
+
+
+def test_from_elsewhere_only_with_the_token_and_ctrl_c_ends_it():
+    server, address = start("03", "--address", "0.0.0.0")
+    try:
+        plain, token = address.replace("0.0.0.0", "127.0.0.1").split("?token=")
+        assert len(token) >= 32
+        assert answer(plain) in (302, 403)
+        assert answer(plain + "voila/files/x.png") == 404
+        assert server.stdout.readline().startswith("This lets other machines in")
+    finally:
+        code, said = end(server)
+    assert (code, "Traceback" in said) == (0, False), said
+
+
+# ---- mistakes ----
+
+def test_a_port_in_use_is_told(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["explore", "--no-browser", "--port", str(port)]) == 2
+    assert f"Port {port} is in use. Give another with --port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["9"], "Unknown explorer '9'"),
+    (["--port", "70000"], "a port is a number from 1 to 65535"),
+    (["--address", "here"], "an address is written like 127.0.0.1"),
+    (["--address", "192.0.2.1"], "this machine has no such address"),
+])
+def test_what_cannot_be_is_told(options, words, capsys):
+    assert main(["explore", "--no-browser", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_missing_voila_is_told(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "tokenpool.lab.app", raising=False)
+    monkeypatch.setitem(sys.modules, "voila.app", None)
+    assert main(["explore"]) == 2
+    assert "Type: pip install voila" in capsys.readouterr().err
+
+
+# ---- the gallery, without a browser ----
+
+def test_every_lesson_has_its_place():
+    assert sorted(EXPLORERS) == sorted(LESSONS)
+    assert next(iter(EXPLORERS)) == "05"
+
+
+def test_explorers_are_made_when_asked_for_and_kept():
+    shown = Gallery(("03", "04"))
+    assert list(shown.explorers) == ["03"]
+    first = shown.explorers["03"].set(k=5)
+    shown.chooser.index = 1
+    shown.chooser.index = 0
+    assert shown.explorers["03"] is first
+    assert shown._place.children == (first.box, shown.explorers["04"].box)
+    assert "tp-away" in shown.explorers["04"].box._dom_classes
+    assert "tp-away" not in first.box._dom_classes
+
+
+def test_an_explorer_that_cannot_be_made_is_told_in_words(monkeypatch):
+    class Broken:
+        @staticmethod
+        def explore():
+            raise RuntimeError("planted")
+
+    real = gallery._lesson
+    monkeypatch.setattr(gallery, "_lesson", lambda number: Broken if number == "04" else real(number))
+    shown = Gallery(("04", "03"))
+    assert shown.words == "Clustering and its start could not be opened: planted. The other explorers still work."
+    assert 'role="status"' in shown._state.value
+    assert "Traceback" not in shown._state.value
+    shown.chooser.index = 1
+    assert shown.words == ""
+    assert shown._place.children == (shown.explorers["03"].box,)
+
+
+def test_a_computation_that_fails_is_told_in_words(monkeypatch):
+    shown = Gallery(("03",))
+
+    def broken(**_):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(shown.explorers["03"], "compute", broken)
+    shown.explorers["03"].set(k=6)
+    assert "planted" in shown.explorers["03"].words
+    assert "Traceback" not in shown.explorers["03"].words
