@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import ipywidgets.widgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
@@ -300,3 +301,13 @@ def test_a_choice_made_in_the_browser_arrives_as_its_value():
     explorer.controls["k"].index = 1         # what the front end sends
     assert explorer.words == "9."
     assert explorer.values() == {"k": 9}
+
+
+def test_a_cell_that_is_run_again_leaves_nothing_behind():
+    alive = widgets.widget._instances
+    lab = Lab("03")
+    lab.explore()
+    before = len(alive)
+    for _ in range(5):
+        lab.explore(k=6)
+    assert len(alive) == before

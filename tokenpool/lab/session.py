@@ -57,6 +57,7 @@ class Lab:
         self.answers: dict[str, int] = {}
         self.outcomes: dict[str, Card] = {}
         self._hints: dict[str, int] = {}
+        self._explorer: Explorer | None = None
         torch.manual_seed(self.seed)
         np.random.seed(self.seed)
 
@@ -109,8 +110,11 @@ class Lab:
         figure.show(fig, see=see, table=table)
 
     def explore(self, **values: Any) -> Explorer:
-        """The notebook's explorer; `values` set its controls."""
-        return self.lesson.explore().set(**values)
+        """The notebook's explorer; `values` set its controls. A cell that is run again replaces the one before."""
+        if self._explorer is not None:
+            self._explorer.close()
+        self._explorer = self.lesson.explore().set(**values)
+        return self._explorer
 
     # ---- material ----
 
