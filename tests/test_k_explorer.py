@@ -450,10 +450,10 @@ def test_your_own_without_an_upload_keeps_the_picture(explorer):
 def test_a_move_is_quick(explorer):
     took = []
     for k in range(47, 36, -1):
-        start = time.perf_counter()
+        start = time.process_time()          # of the processor, so that a busy machine changes nothing
         explorer.set(k1=k)
-        took.append(time.perf_counter() - start)
-    assert sorted(took)[len(took) // 2] < 0.3            # 0.07 s on one core; two test processes may share it
+        took.append(time.process_time() - start)
+    assert sorted(took)[len(took) // 2] < 0.3            # 0.07 s on one core
 
 
 def test_nothing_is_left_when_it_is_closed():
