@@ -74,7 +74,11 @@ def test_the_explorer_says_what_it_computes():
     assert f"{c.errors['top_k']:.1f}" in before
     explorer.set(k=8)
     assert explorer.words != before
-    assert "K=8" in explorer.words
+    assert "K = 8" in explorer.words
+    far = np.sqrt(np.square(c.tokens - c.stand_ins[c.labels]).sum(1)) > 1.5
+    assert f"{far.sum()} of the 40 tokens lie farther" in before
+    explorer.set(k=4, copies=12)
+    assert "Its 4 stand-ins lie on only 1 spot:" in explorer.words
     corners = itertools.product(toys.CLOUDS, (0, 12), (1, 12), ("random", "k_means", "wk_medoids"))
     for cloud, copies, k, method in corners:
         explorer.set(cloud_name=cloud, copies=copies, k=k, method=method)

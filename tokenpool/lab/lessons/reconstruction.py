@@ -198,6 +198,9 @@ class Comparison:
     errors: dict[str, float]    # of all methods, unweighted
 
 
+_FAR = 1.5          # a token this far from its stand-in is badly spoken for; groups have a radius of about 1
+
+
 @functools.lru_cache(maxsize=512)
 def compare(cloud_name: str, copies: int, k: int, method: str) -> Comparison:
     """One method drawn, all methods measured."""
@@ -228,19 +231,26 @@ def compare_figure(c: Comparison) -> go.Figure:
                                line=dict(color=INK, width=1))),
         go.Scatter(x=c.stand_ins[:, 0], y=c.stand_ins[:, 1], mode="markers", name="stand-in",
                    marker=dict(color=ORANGE, symbol="x", size=13, line=dict(color="white", width=1)))])
-    fig.update_xaxes(title="first coordinate", range=[-3.6, 3.8])
+    fig.update_xaxes(title="first coordinate", range=[-3.6, 3.8], constrain="domain")
     fig.update_yaxes(title="second coordinate", range=[-3.4, 4.4], scaleanchor="x")
     return fig.update_layout(title=f"{c.method}, K = {c.k}: error {c.errors[c.method]:.1f}", height=460)
 
 
 def compare_words(c: Comparison) -> str:
+    """Which error, how far from the best, and whom it comes from."""
     best = min(c.errors, key=c.errors.__getitem__)
-    worst = max(c.errors, key=c.errors.__getitem__)
-    served = len(np.unique(c.labels))
-    where = "has the lowest error of all methods" if best == c.method else \
-        f"loses {c.errors[c.method] / max(c.errors[best], 1e-9):.1f} times what {best} does ({c.errors[best]:.1f})"
-    return (f"K={c.k} of 40 tokens: {c.method} has error {c.errors[c.method]:.1f} and {where}. {served} of its {c.k} "
-            f"tokens speak for someone. Highest error: {worst}, {c.errors[worst]:.1f}.")
+    where = "the lowest of all methods" if best == c.method else \
+        f"{c.errors[c.method] / max(c.errors[best], 1e-9):.1f} times that of {best} ({c.errors[best]:.1f})"
+    away = np.sqrt(np.square(c.tokens - c.stand_ins[c.labels]).sum(1))
+    spots = len(np.unique(c.stand_ins.round(4), axis=0))
+    lost = np.square(away)
+    badly = int((away > _FAR).sum())
+    whom = (f"{badly} of the 40 tokens lie farther than {_FAR} from their stand-in and make up "
+            f"{lost[away > _FAR].sum() / max(lost.sum(), 1e-9):.0%} of it" if badly else
+            f"no token lies farther than {away.max():.1f} from its stand-in")
+    copies = f" Its {c.k} stand-ins lie on only {spots} spot{'s' if spots > 1 else ''}: the rest are copies." \
+        if spots < c.k else ""
+    return f"K = {c.k}, {c.method}: error {c.errors[c.method]:.1f}, {where}. Why: {whom}.{copies}"
 
 
 def compare_table(c: Comparison) -> pd.DataFrame:
