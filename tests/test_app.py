@@ -38,7 +38,7 @@ def start(*options):
 def end(server):
     """Ctrl-C: the exit code, and all it had to say."""
     server.send_signal(signal.SIGINT)
-    said = "".join(server.communicate(timeout=30))
+    said = "".join(server.communicate(timeout=120))
     return server.returncode, said
 
 
@@ -47,7 +47,7 @@ def url():
     server, address = start("all")
     yield address
     server.terminate()
-    server.communicate(timeout=30)
+    server.communicate(timeout=120)
 
 
 def answer(address, **headers):
@@ -72,7 +72,7 @@ def words_on(page):
 
 def wait_for_words(page, explorer):
     said = " ".join(explorer.words.replace("`", "").replace("*", "").split())
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while said not in words_on(page):
         assert time.monotonic() < deadline, (said, words_on(page))
         time.sleep(0.05)

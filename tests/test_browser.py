@@ -114,7 +114,7 @@ def plain(explorer):
 
 
 def wait_for_words(page, explorer):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while plain(explorer) not in words_on(page):
         assert time.monotonic() < deadline, (plain(explorer), words_on(page)[-1:])
         time.sleep(0.05)
