@@ -17,7 +17,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tokenpool.lab.controls import Choice, Number
 from tokenpool.lab.session import LESSONS, Lab
@@ -166,3 +168,29 @@ def test_a_prediction_is_committed_by_keyboard(lab_url, page):
     page.get_by_text("Committed: one copy, D and E. The answer comes after the evidence.").wait_for(timeout=10_000)
     assert page.get_by_label("A, B and C", exact=True).is_disabled()
     assert page.errors == []
+
+
+def test_undo_code_and_your_own_picture(lab_url, page, tmp_path):
+    """What the K-per-layer explorer has beside controls: buttons, and a picture from this machine."""
+    run_all(page, lab_url.format(name="05_layers.ipynb"))
+    explorer = Lab("05").explore()
+    wait_for_words(page, explorer)
+    page.get_by_label("K after block 2", exact=True).press("ArrowLeft")
+    wait_for_words(page, explorer.set(k2=35))
+    page.get_by_role("button", name="Copy as code", exact=True).press("Enter")
+    page.get_by_text(explorer.show_code().code.split("\n")[0]).wait_for(timeout=10_000)
+    page.get_by_role("button", name="Undo", exact=True).press("Enter")
+    wait_for_words(page, explorer.undo())
+    photograph, text = tmp_path / "mine.png", tmp_path / "notes.png"
+    Image.fromarray(np.full((90, 120, 3), (200, 90, 30), np.uint8)).save(photograph)
+    text.write_text("no picture")
+    for file in (photograph, text):
+        page.get_by_label("Upload a picture", exact=True).set_input_files(file)
+        explorer.receive(file.name, file.stat().st_size, file.read_bytes())
+        wait_for_words(page, explorer)
+    shots = ROOT / "results" / "screenshots"
+    shots.mkdir(parents=True, exist_ok=True)
+    page.get_by_label("K after block 2", exact=True).scroll_into_view_if_needed()
+    page.screenshot(path=shots / "05_layers.png")
+    assert page.errors == []
+    assert page.outside == []
