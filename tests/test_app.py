@@ -29,7 +29,9 @@ pytestmark = pytest.mark.timeout(300)
 def start(*options):
     """A server, and the address that it printed."""
     server = subprocess.Popen([sys.executable, "-m", "tokenpool.cli", "explore", "--no-browser", *options],
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              # a shell's background job begins with Ctrl-C switched off, and so do its children
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     said = server.stdout.readline()
     assert said, server.stderr.read()
     return server, re.search(r"http://\S+", said)[0]
