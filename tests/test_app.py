@@ -5,24 +5,22 @@ What the page says after a key press is compared with what the same explorer say
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 
 import pytest
+from browsing import CHROMIUM, launch, press, wait_for_words, watched
 
 from tokenpool.cli import main
 from tokenpool.lab import gallery
-from tokenpool.lab.controls import Choice, Number
+from tokenpool.lab.controls import Number
 from tokenpool.lab.gallery import EXPLORERS, Gallery
 from tokenpool.lab.session import LESSONS, Lab
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -68,39 +66,9 @@ def answer(address, **headers):
 
 # ---- the page ----
 
-def words_on(page):
-    return [" ".join(t.split()) for t in page.locator("#rendered_cells [role=status]").all_inner_texts()]
-
-
-def wait_for_words(page, explorer):
-    said = " ".join(explorer.words.replace("`", "").replace("*", "").split())
-    deadline = time.monotonic() + 60
-    while said not in words_on(page):
-        assert time.monotonic() < deadline, (said, words_on(page))
-        time.sleep(0.05)
-
-
 def named(page, spec):
     """The control of this name; those of explorers out of sight cannot be seen or reached."""
     return page.get_by_label(spec.label, exact=True).locator("visible=true").first
-
-
-def press(page, explorer, name):
-    """Move a control by keyboard on the page, and the same way in this process."""
-    spec, before = explorer.specs[name], explorer.values()[name]
-    named(page, spec).focus()
-    if isinstance(spec, Number):
-        back = before + spec.step > spec.high
-        page.keyboard.press("ArrowLeft" if back else "ArrowRight")
-        explorer.set(**{name: before - spec.step if back else before + spec.step})
-    elif isinstance(spec, Choice):
-        options = list(spec.options.values()) if hasattr(spec.options, "values") else list(spec.options)
-        place = options.index(before) + (1 if before != options[-1] else -1)
-        page.keyboard.press("ArrowDown" if place > options.index(before) else "ArrowUp")
-        explorer.set(**{name: options[place]})
-    else:
-        page.keyboard.press("Space")
-        explorer.set(**{name: not before})
 
 
 def fits(page, width):
@@ -117,14 +85,8 @@ def page():
         pytest.skip("no Chromium on the path")
     from playwright.sync_api import sync_playwright
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu",
-                                                                        "--disable-background-networking"])
-        view = chromium.new_page(viewport={"width": 1280, "height": 900})
-        view.errors, view.outside = [], []
-        view.on("console", lambda said: view.errors.append(said.text) if said.type == "error" else None)
-        view.on("pageerror", lambda error: view.errors.append(str(error)))
-        view.on("request", lambda asked: view.outside.append(asked.url)
-                if not asked.url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")) else None)
+        chromium = launch(play)
+        view = watched(chromium, height=900)
         yield view
         chromium.close()
 
@@ -145,14 +107,14 @@ def test_all_explorers_on_one_page_by_keyboard(url, page):
         assert page.get_by_text(question, exact=True).is_visible()
         assert row.nth(place).get_attribute("aria-current") == "true"
         explorer = Lab(number).explore()
-        wait_for_words(page, explorer)
+        wait_for_words(page, explorer, "#rendered_cells")
         page.locator(".js-plotly-plot .main-svg").locator("visible=true").first.wait_for(timeout=20_000)
         for spec in explorer.specs.values():
             assert named(page, spec).is_visible(), spec.label
         moved = next((n for n, s in explorer.specs.items() if isinstance(s, Number)), next(iter(explorer.specs)))
-        press(page, explorer, moved)
+        press(page, named(page, explorer.specs[moved]), explorer, moved)
         assert explorer.error is None, explorer.words
-        wait_for_words(page, explorer)
+        wait_for_words(page, explorer, "#rendered_cells")
         fits(page, 800)
         fits(page, 1280)
     row.first.press("Enter")                        # back: kept as it was left

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import CHROMIUM, launch, press, wait_for_words, watched
 from PIL import Image
 
-from tokenpool.lab.controls import Choice, Number
 from tokenpool.lab.session import LESSONS, Lab
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WORDS = ".widget-html"
 pytestmark = [pytest.mark.timeout(400), pytest.mark.skipif(
     not CHROMIUM and os.environ.get("TOKENPOOL_REQUIRE_BROWSER") != "1", reason="no Chromium on the path")]
 #: no pop-up about news, and all cells in the page, also those out of sight
@@ -73,21 +73,14 @@ def lab_url(tmp_path_factory):
 def browser():
     from playwright.sync_api import sync_playwright
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu",
-                                                                        "--disable-background-networking"])
+        chromium = launch(play)
         yield chromium
         chromium.close()
 
 
 @pytest.fixture
 def page(browser):
-    """A page that remembers what went wrong and who was called."""
-    view = browser.new_page(viewport={"width": 1280, "height": 1000})
-    view.errors, view.outside = [], []
-    view.on("console", lambda said: view.errors.append(said.text) if said.type == "error" else None)
-    view.on("pageerror", lambda error: view.errors.append(str(error)))
-    view.on("request", lambda asked: view.outside.append(asked.url)
-            if not asked.url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")) else None)
+    view = watched(browser)
     yield view
     view.close()
 
@@ -106,48 +99,19 @@ def run_all(page, url):
                            timeout=300_000)
 
 
-def words_on(page):
-    return [" ".join(t.split()) for t in page.locator(".widget-html [role=status]").all_inner_texts()]
-
-
-def plain(explorer):
-    """The explorer's words as a page shows them."""
-    return " ".join(explorer.words.replace("`", "").replace("*", "").split())
-
-
-def wait_for_words(page, explorer):
-    deadline = time.monotonic() + 60
-    while plain(explorer) not in words_on(page):
-        assert time.monotonic() < deadline, (plain(explorer), words_on(page)[-1:])
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_in_jupyterlab(path, lab_url, page):
     run_all(page, lab_url.format(name=path.name))
     broken = page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type*=error]")
     assert broken.count() == 0, broken.first.inner_text()
     explorer = Lab(path.stem[:2]).explore()
-    wait_for_words(page, explorer)
+    wait_for_words(page, explorer, WORDS)
     for name, spec in explorer.specs.items():
         control = page.get_by_label(spec.label, exact=True).first
         control.scroll_into_view_if_needed()
-        control.focus()
-        before = explorer.values()[name]
-        if isinstance(spec, Number):
-            back = before + spec.step > spec.high
-            page.keyboard.press("ArrowLeft" if back else "ArrowRight")
-            explorer.set(**{name: before - spec.step if back else before + spec.step})
-        elif isinstance(spec, Choice):
-            options = list(spec.options.values()) if hasattr(spec.options, "values") else list(spec.options)
-            place = options.index(before)
-            page.keyboard.press("ArrowDown" if place + 1 < len(options) else "ArrowUp")
-            explorer.set(**{name: options[place + 1 if place + 1 < len(options) else place - 1]})
-        else:
-            page.keyboard.press("Space")
-            explorer.set(**{name: not before})
+        press(page, control, explorer, name)
         assert explorer.error is None, explorer.words
-        wait_for_words(page, explorer)
+        wait_for_words(page, explorer, WORDS)
     assert page.errors == []
     assert page.outside == []
 
@@ -174,20 +138,20 @@ def test_undo_code_and_your_own_picture(lab_url, page, tmp_path):
     """What the K-per-layer explorer has beside controls: buttons, and a picture from this machine."""
     run_all(page, lab_url.format(name="05_layers.ipynb"))
     explorer = Lab("05").explore()
-    wait_for_words(page, explorer)
+    wait_for_words(page, explorer, WORDS)
     page.get_by_label("K after block 2", exact=True).press("ArrowLeft")
-    wait_for_words(page, explorer.set(k2=35))
+    wait_for_words(page, explorer.set(k2=35), WORDS)
     page.get_by_role("button", name="Copy as code", exact=True).press("Enter")
     page.get_by_text(explorer.show_code().code.split("\n")[0]).wait_for(timeout=10_000)
     page.get_by_role("button", name="Undo", exact=True).press("Enter")
-    wait_for_words(page, explorer.undo())
+    wait_for_words(page, explorer.undo(), WORDS)
     photograph, text = tmp_path / "mine.png", tmp_path / "notes.png"
     Image.fromarray(np.full((90, 120, 3), (200, 90, 30), np.uint8)).save(photograph)
     text.write_text("no picture")
     for file in (photograph, text):
         page.get_by_label("Upload a picture", exact=True).set_input_files(file)
         explorer.receive(file.name, file.stat().st_size, file.read_bytes())
-        wait_for_words(page, explorer)
+        wait_for_words(page, explorer, WORDS)
     shots = ROOT / "results" / "screenshots"
     shots.mkdir(parents=True, exist_ok=True)
     page.get_by_label("K after block 2", exact=True).scroll_into_view_if_needed()

@@ -12,7 +12,7 @@ from scipy.special import ive
 
 import tokenpool as tp
 from tokenpool.attention import normalise_qk
-from tokenpool.lab.session import shipped_vit
+from tokenpool.lab.session import photograph_vit, shipped_vit
 from tokenpool.runs.datasets import scale
 from tokenpool.runs.pebbles import Pebbles
 
@@ -231,9 +231,9 @@ def test_figures_of_real_tokens(measured):
 
 
 def test_the_model_of_photographs_is_the_one_that_ships():
-    vit = smoothing.photograph_vit()
+    vit = photograph_vit()
     assert (vit.embed_dim, len(vit.blocks), vit.num_classes, vit.training) == (64, 6, 50, False)
-    assert smoothing.photograph_vit() is vit
+    assert photograph_vit() is vit
 
 
 # ---- the explorer ----

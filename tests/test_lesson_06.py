@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from tokenpool.attention import attention_half, normalise_qk
-from tokenpool.lab.session import Lab, shipped_vit
+from tokenpool.lab.session import Lab, photograph_vit, shipped_vit
 from tokenpool.runs.claims import Table, gap
 from tokenpool.runs.plan import plan
 from tokenpool.runs.recipe import load_preset
@@ -264,7 +264,7 @@ def test_length_spread_by_hand():
 @pytest.fixture(scope="module")
 def heads():
     return toys.head_table({"pebbles": (shipped_vit(), Lab("06").pictures(8)[0]),
-                            "photographs": (toys.photo_vit(), toys.photo_pictures())})
+                            "photographs": (photograph_vit(), toys.photo_pictures())})
 
 
 def test_heads_of_two_models(heads):

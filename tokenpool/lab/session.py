@@ -123,6 +123,11 @@ class Lab:
         """The model that ships: 64 x 64 pixels, 64 tokens, 6 blocks, trained on pebbles."""
         return shipped_vit()
 
+    @property
+    def photograph_vit(self) -> nn.Module:
+        """The other model that ships, of the same shape but narrower: trained on photographs."""
+        return photograph_vit()
+
     def pictures(self, count: int = 4) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
         """Pebbles that nothing was trained or measured on.
 
@@ -167,6 +172,26 @@ def exercises(lesson: ModuleType) -> dict[str, Exercise]:
 def shipped_vit() -> nn.Module:
     from tokenpool.runs.weights import load_model
     return load_model()
+
+
+@functools.lru_cache(maxsize=1)
+def photograph_vit() -> nn.Module:
+    """The small ViT trained on photographs: 64 x 64 pixels, 64 tokens, 6 blocks, width 64 (preset imagenet50_cpu)."""
+    from tokenpool.runs.recipe import load_preset
+    from tokenpool.runs.weights import load_into, shipped_weights
+    preset = load_preset("imagenet50_cpu")
+    name, shape = preset.models["ti"]
+    vit = timm.create_model(name, **shape)
+    load_into(vit, "imagenet50_cpu/ti", shipped_weights(preset.shipped["base-ti-s0"]))
+    return vit.eval()
+
+
+@functools.lru_cache(maxsize=4)
+def shipped_rows(name: str) -> pd.DataFrame:
+    """Recorded rows, read once: "pebbles" is one `make reproduce`, "<preset>-runs" are a preset's finetunings."""
+    from tokenpool.runs.results import Results, frame
+    from tokenpool.runs.weights import data_folder
+    return frame(Results(data_folder() / "runs" / f"{name}.csv").rows)
 
 
 @functools.lru_cache(maxsize=8)

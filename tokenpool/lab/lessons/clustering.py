@@ -21,10 +21,9 @@ from tokenpool.lab.explorer import Explorer
 from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.lessons.reconstruction import CLOUDS, cloud
 from tokenpool.lab.predictions import Prediction
+from tokenpool.lab.session import shipped_rows
 from tokenpool.runs.claims import Gap, Table, gap
 from tokenpool.runs.figures import START_LOOKS, summary
-from tokenpool.runs.results import Results, frame
-from tokenpool.runs.weights import data_folder
 
 STARTS = tuple(START_LOOKS)
 #: one colour and one symbol a cluster, so that neither has to be seen to follow the other
@@ -336,7 +335,7 @@ PRESETS = {"pebbles": "made-up pictures (pebbles)", "imagenet50_cpu": "photograp
 @functools.lru_cache(maxsize=2)
 def recorded(preset: str) -> pd.DataFrame:
     """The recorded rows of WK-Medoids and its starts: one model, geometric schedules, untouched and finetuned."""
-    rows = frame(Results(data_folder() / "runs" / f"{preset}-runs.csv").rows)
+    rows = shipped_rows(f"{preset}-runs")
     table = Table(rows, preset)
     return rows[(rows["preset"] == preset) & (rows["method"] == "wk_medoids") & (rows["model"] == table.first)
                 & (rows["qk"] == "") & (rows["schedule_name"] == "") & rows["start"].isin(STARTS)]
@@ -352,7 +351,7 @@ def accuracy(preset: str, saving: float = 0.42) -> pd.DataFrame:
 
 def with_counts(start: str, saving: float = 0.42) -> float:
     """Top-1 of the untouched model with carried counts, WK-Medoids on pebbles, mean over the recorded seeds."""
-    rows = frame(Results(data_folder() / "runs" / "pebbles.csv").rows)
+    rows = shipped_rows("pebbles")
     mine = rows[(rows["method"] == "wk_medoids") & (rows["start"] == start) & rows["counts"]
                 & np.isclose(rows["saving"], saving)]
     return float(mine["top1"].mean())
@@ -360,7 +359,7 @@ def with_counts(start: str, saving: float = 0.42) -> float:
 
 def robustness(preset: str) -> Gap:
     """Fig. 6 in one number: finetuned, top-1 of the random start above the top-K start, mean over all budgets."""
-    table = Table(frame(Results(data_folder() / "runs" / f"{preset}-runs.csv").rows), preset)
+    table = Table(shipped_rows(f"{preset}-runs"), preset)
     found = table.over_budgets(dict(method="wk_medoids", start="random"), dict(method="wk_medoids", start="top_k"))
     assert found is not None
     return found
@@ -371,7 +370,7 @@ def accuracy_gap(preset: str, a: str, b: str, stage: str, saving: float = 0.42) 
     rows = recorded(preset)
     mine = rows[np.isclose(rows["saving"], saving) & (rows["stage"] == stage) & ~rows["counts"]]
     # what one finetuning differs from the next is estimated from all of the preset's settings
-    noise = Table(frame(Results(data_folder() / "runs" / f"{preset}-runs.csv").rows), preset).noise
+    noise = Table(shipped_rows(f"{preset}-runs"), preset).noise
     return gap(mine[mine["start"] == a], mine[mine["start"] == b], noise if stage == "finetuned" else 0.0)
 
 

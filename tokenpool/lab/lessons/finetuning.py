@@ -24,10 +24,10 @@ from tokenpool.lab.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.explorer import Choice, Explorer, Number
 from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.predictions import Prediction
+from tokenpool.lab.session import shipped_rows
 from tokenpool.runs import Stop, board, train
 from tokenpool.runs.claims import Table, gap
 from tokenpool.runs.recipe import Recipe, load_preset
-from tokenpool.runs.results import Results, frame
 from tokenpool.runs.traindata import open_train
 from tokenpool.runs.weights import data_folder
 
@@ -79,10 +79,9 @@ def recorded() -> board.Evidence:
     return board.read([data_folder() / "runs"])
 
 
-@functools.lru_cache(maxsize=1)
 def untouched_rows() -> pd.DataFrame:
     """The 421 rows of `make reproduce`: the shipped model pooled, nothing trained."""
-    return frame(Results(data_folder() / "runs" / "pebbles.csv").rows)
+    return shipped_rows("pebbles")
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import timm
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor, nn
@@ -22,12 +21,11 @@ from tokenpool.lab.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.explorer import Explorer
 from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.predictions import Prediction
+from tokenpool.lab.session import photograph_vit, shipped_rows
 from tokenpool.runs.claims import MARGIN, Table, claims, gap
 from tokenpool.runs.datasets import photographs
-from tokenpool.runs.recipe import load_preset
-from tokenpool.runs.results import Results, frame, wilson
+from tokenpool.runs.results import wilson
 from tokenpool.runs.verdicts import Verdict
-from tokenpool.runs.weights import data_folder, load_into, shipped_weights
 
 PRESET = "imagenet50_cpu"
 READINGS = {"r1": "R1: alpha cos", "r2": "R2: alpha² cos / √d"}
@@ -211,23 +209,13 @@ def head_table(models: Mapping[str, tuple[nn.Module, Tensor]]) -> pd.DataFrame:
 
 
 @functools.lru_cache(maxsize=1)
-def photo_vit() -> nn.Module:
-    """The model that ships with the photographs' runs: 64 tokens, 6 blocks of 2 heads, 50 classes."""
-    preset = load_preset(PRESET)
-    name, options = preset.models["ti"]
-    vit = timm.create_model(name, **options)
-    load_into(vit, f"{PRESET}/ti", shipped_weights(preset.shipped["base-ti-s0"]))
-    return vit.eval()
-
-
-@functools.lru_cache(maxsize=1)
 def photo_pictures() -> Tensor:
-    """Five photographs, each whole and in quarters, as `photo_vit` wants them: (25, 3, 64, 64)."""
+    """Five photographs, each whole and in quarters, as `photograph_vit` wants them: (25, 3, 64, 64)."""
     cut = []
     for pixels in photographs(128).values():
         cut.append(pixels.reshape(3, 64, 2, 64, 2).mean((2, 4)))
         cut += [pixels[:, top:top + 64, left:left + 64] for top in (0, 64) for left in (0, 64)]
-    config = photo_vit().pretrained_cfg
+    config = photograph_vit().pretrained_cfg
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
     return (torch.from_numpy(np.stack(cut)).float() / 255 - mean) / std
 
@@ -331,12 +319,7 @@ def away_figure(table: pd.DataFrame, pictures: int) -> go.Figure:
 @functools.lru_cache(maxsize=1)
 def recorded() -> Table:
     """The finetunings on photographs that ship with the project."""
-    return Table(_rows(), PRESET)
-
-
-@functools.lru_cache(maxsize=1)
-def _rows() -> pd.DataFrame:
-    return frame(Results(data_folder() / "runs" / f"{PRESET}-runs.csv").rows)
+    return Table(shipped_rows(f"{PRESET}-runs"), PRESET)
 
 
 def recorded_pairs() -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
@@ -393,7 +376,7 @@ def ablation_figure(table: pd.DataFrame) -> go.Figure:
 
 def verdict() -> Verdict:
     """The ledger's verdict on the claim (docs/reproduction.md), from the same rows."""
-    return next(v for v in claims(_rows(), PRESET) if v.claim.startswith("normalised"))
+    return next(v for v in claims(shipped_rows(f"{PRESET}-runs"), PRESET) if v.claim.startswith("normalised"))
 
 
 def half_width(pictures: float, noise: float, runs: int) -> float:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import timm
 import torch
 from plotly.subplots import make_subplots
-from torch import Tensor, nn
+from torch import Tensor
 
 import tokenpool as tp
 from tokenpool.attention import attention_half, mlp_half
@@ -233,19 +232,6 @@ def _spectra(fig: go.Figure, v: Tensor, out: Tensor, row: int, col: int) -> None
 
 
 # ---- at full size ----
-
-@functools.lru_cache(maxsize=1)
-def photograph_vit() -> nn.Module:
-    """The small ViT trained on photographs: 64 x 64 pixels, 64 tokens, 6 blocks, width 64 (preset imagenet50_cpu)."""
-    from tokenpool.runs.recipe import load_preset
-    from tokenpool.runs.weights import load_into, shipped_weights
-
-    preset = load_preset("imagenet50_cpu")
-    name, shape = preset.models["ti"]
-    vit = timm.create_model(name, **shape)
-    load_into(vit, "imagenet50_cpu/ti", shipped_weights(preset.shipped["base-ti-s0"]))
-    return vit.eval()
-
 
 def fine_detail(tokens: Tensor, limit: int = 2) -> Tensor:
     """Share of the variance of tokens on a square grid that is finer than `limit` waves along rows or columns.
