@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tokenpool import pool, select
+from tokenpool import kernels, pool, select
 from tokenpool.pool import Pooled
 
 
@@ -38,6 +39,7 @@ class Request:
     aspect: float                     # height over width of the picture
     start: Callable[[Request, Tensor | None, Tensor], Tensor]
     n_iter: int
+    ops: ModuleType                   # pool.py, or a kernel with the same functions
 
 
 class Method(NamedTuple):
@@ -50,13 +52,13 @@ class Method(NamedTuple):
 
 
 def _k_medoids(r: Request, mass: Tensor) -> Choice:
-    d = pool.pairwise(r.x)
-    labels, medoids = pool.k_medoids(d, r.start(r, d, mass), mass, r.n_iter)
+    d = r.ops.pairwise(r.x)
+    labels, medoids = r.ops.k_medoids(d, r.start(r, d, mass), mass, r.n_iter)
     return Choice(labels, medoids)
 
 
 def _k_means(r: Request, mass: Tensor) -> Choice:
-    return Choice(*pool.k_means(r.x, r.start(r, None, mass), mass, r.n_iter))
+    return Choice(*r.ops.k_means(r.x, r.start(r, None, mass), mass, r.n_iter))
 
 
 def _scores(r: Request) -> Tensor:
@@ -78,7 +80,7 @@ def _k_means_macs(n: int, k: int, c: int, t: int) -> int:
 
 METHODS: dict[str, Method] = {
     "random": Method(
-        lambda r, mass: Choice(indices=select.keep_random(r.k, len(r.x), r.noise)),
+        lambda r, mass: Choice(indices=select.keep_random(r.k, r.x.shape[0], r.noise)),
         "selection", False, False, _free, "keep K tokens by chance"),
     "importance": Method(
         lambda r, mass: Choice(indices=select.keep_importance(r.k, _scores(r), r.noise)),
@@ -90,7 +92,7 @@ METHODS: dict[str, Method] = {
         lambda r, mass: Choice(indices=select.keep_top_k(r.k, _scores(r))),
         "selection", True, False, _free, "keep the K tokens with the highest score (PoWER-BERT)"),
     "grid_average": Method(
-        lambda r, mass: Choice(labels=select.grid_cells(r.positions.expand(len(r.x), -1, -1), r.k, r.aspect)),
+        lambda r, mass: Choice(labels=select.grid_cells(r.positions.expand(r.x.shape[0], -1, -1), r.k, r.aspect)),
         "grid", False, False, _free, "cut the picture into K cells and average each"),
     "k_means": Method(
         _k_means, "clustering", False, False, _k_means_macs, "cluster; each new token is the mean of its cluster"),
@@ -114,14 +116,14 @@ class Start(NamedTuple):
 
 def _growing(grow: Callable[[Request, Tensor, Tensor], Tensor]) -> Callable[[Request, Tensor | None, Tensor], Tensor]:
     """A start that needs all distances: those of K-Medoids where they exist, else its own."""
-    return lambda r, d, mass: grow(r, pool.pairwise(r.x) if d is None else d, mass)
+    return lambda r, d, mass: grow(r, r.ops.pairwise(r.x) if d is None else d, mass)
 
 
 STARTS: dict[str, Start] = {
     "top_k": Start(lambda r, d, mass: pool.top_k(_scores(r), r.k), True, False,
                    "the K tokens with the highest score (the paper's Algorithm 1)"),
-    "random": Start(lambda r, d, mass: pool.random_k(r.noise, r.k, len(r.x)), False, False, "K tokens by chance"),
-    "farthest_first": Start(_growing(lambda r, d, mass: pool.farthest_first(d, r.k)), False, True,
+    "random": Start(lambda r, d, mass: pool.random_k(r.noise, r.k, r.x.shape[0]), False, False, "K tokens by chance"),
+    "farthest_first": Start(_growing(lambda r, d, mass: r.ops.farthest_first(d, r.k)), False, True,
                             "always add the token farthest from all chosen so far"),
     "k_means_plus_plus": Start(_growing(lambda r, d, mass: pool.k_means_plus_plus(d, r.k, mass, r.noise)), False, True,
                                "add tokens by chance, far ones likelier"),
@@ -174,15 +176,18 @@ class Pooling:
         output: what a clustering returns. "weighted_mean" (weights times counts), "mean" (counts only) or "medoid"
             (the input token itself; for K-Means the member nearest the centre). None: "weighted_mean" for the
             w-methods, "mean" for the others. The sources on the paper disagree here, see docs/choices.md (S vs S).
+        kernel: who computes a clustering: "auto", "plain", "numba" or "triton", see `tokenpool.kernels`.
     """
 
     method: str = "wk_medoids"
     init: str | None = None
     n_iter: int = 5
     output: str | None = None
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
         one_of("method", self.method, METHODS, "See tokenpool.method_names().")
+        one_of("kernel", self.kernel, kernels.KERNELS, "")
         if self.init is not None:
             one_of("init", self.init, STARTS, "See tokenpool.init_names().")
         if self.output is not None:
@@ -221,13 +226,20 @@ class Pooling:
     def choose(self, x: Tensor, k: int, weights: Tensor | None = None, counts: Tensor | None = None, *,
                noise: Tensor, positions: Tensor, aspect: float = 1.0, start: Tensor | None = None) -> Choice:
         """Decide, without gradient and without looking at values (so without waiting for a GPU)."""
+        parts = [self._choose(*part, k=k, noise=noise, aspect=aspect)
+                 for part in _in_parts(x, weights, counts, positions.expand(x.shape[0], -1, -1), start)]
+        return Choice(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _choose(self, x: Tensor, weights: Tensor | None, counts: Tensor | None, positions: Tensor,
+                start: Tensor | None, *, k: int, noise: Tensor, aspect: float) -> Choice:
         with torch.autocast(x.device.type, enabled=False):     # float32: autocast would lose the argmin
             x = pool.centred(x)
             weights = None if weights is None else weights.detach().to(x.dtype)
             counts = None if counts is None else counts.to(x.dtype)
             name = self.start_name(weights is not None)
             begin = STARTS[name].choose if start is None and name else _given(start)
-            request = Request(x, k, weights, counts, noise.to(x), positions, aspect, begin, self.n_iter)
+            request = Request(x, k, weights, counts, noise.to(x), positions, aspect, begin, self.n_iter,
+                              kernels.pick(self.kernel, x.device))
             return self.spec.choose(request, self._mass(x, weights if self.spec.weighted else None, counts))
 
     def stand_ins(self, x: Tensor, choice: Choice) -> Tensor:
@@ -248,7 +260,9 @@ class Pooling:
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             mass = self._mass(wide, weights.detach() if weighted and weights is not None else None, counts)
-            return pool.cluster_means(wide, choice.labels, k, mass).to(x.dtype)
+            average = kernels.pick(self.kernel, x.device).cluster_means
+            means = [average(*part[:2], k, part[2]) for part in _in_parts(wide, choice.labels, mass)]
+            return torch.cat(means).to(x.dtype)
 
     def macs(self, n: int, k: int, c: int, stand_ins: bool = False) -> int:
         """Multiply-adds of one pooling of n tokens into k, of one picture: what the matrix products do.
@@ -274,9 +288,22 @@ class Pooling:
         return mass
 
 
+_PAIRS = {"cpu": 1 << 24, "cuda": 1 << 28}       # distances held at a time: 64 MB, 1 GB; a DeiT's whole batch fits
+
+
+def _in_parts(x: Tensor, *others: Tensor | None) -> Iterator[list[Any]]:
+    """A batch of sets in pieces whose matrices of N x N distances fit the memory. A graph has all of it in one."""
+    if torch.compiler.is_compiling():
+        yield [x, *others]
+        return
+    step = max(1, _PAIRS.get(x.device.type, 1 << 24) // x.shape[1] ** 2)
+    for first in range(0, len(x), step):
+        yield [None if t is None else t[first:first + step] for t in (x, *others)]
+
+
 def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tensor | None = None,
                 counts: Tensor | None = None, init: str | Tensor | None = None, n_iter: int = 5,
-                output: str | None = None, grid: tuple[int, int] | None = None,
+                output: str | None = None, kernel: str = "auto", grid: tuple[int, int] | None = None,
                 generator: torch.Generator | None = None) -> Pooled:
     """Replace N tokens by K that stand in for them (paper, Algorithm 1).
 
@@ -290,7 +317,7 @@ def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tenso
         counts: (batch, tokens), how many original tokens each stands for already; clusters weight by it.
         init: a name of `init_names()`, or (batch, k) int64 token indices to start a clustering from.
             None: "top_k" (Algorithm 1) where weights are given, else "farthest_first".
-        n_iter: rounds of a clustering. output: see `Pooling`.
+        n_iter: rounds of a clustering. output, kernel: see `Pooling`.
         grid: (rows, columns) of the tokens for "grid_average"; None: a square, where N is one.
         generator: for the random methods and starts. None is a fixed seed: the same input gives the same answer.
             One draw of N numbers serves the whole batch, so an answer does not depend on a picture's companions.
@@ -314,7 +341,7 @@ def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tenso
         [0.0, 0.0, 5.0, 9.0]
     """
     start = init if isinstance(init, Tensor) else None
-    pooling = Pooling(method, None if isinstance(init, Tensor) else init, n_iter, output)
+    pooling = Pooling(method, None if isinstance(init, Tensor) else init, n_iter, output, kernel)
     _check(x, k, pooling, weights, counts, start, grid)
     N = x.shape[1]
     if generator is None:

@@ -90,7 +90,7 @@ class PooledViT(nn.Module):
             `saving`: nothing is pooled and the logits are timm's own.
         keep: share of the tokens to keep after each block but the last, such as 0.9.
         saving: share of the multiply-adds to save, clustering counted in, such as 0.42.
-        method, init, n_iter, output: see `tokenpool.pool_tokens`.
+        method, init, n_iter, output, kernel: see `tokenpool.pool_tokens`.
         carry_counts: add log(count) to the attention logits of later blocks, so that a token that stands for many is
             attended to as often as they would be, and weight by counts in later poolings and in an average-pooling
             head. Not in the paper (I); after ToMe.
@@ -116,10 +116,10 @@ class PooledViT(nn.Module):
     def __init__(self, vit: nn.Module, schedule: Sequence[int] | None = None, *, keep: float | None = None,
                  saving: float | None = None, method: str = "wk_medoids", init: str | None = None, n_iter: int = 5,
                  output: str | None = None, carry_counts: bool = False, position: str = "after_block",
-                 score: str = "received", seed: int = 0) -> None:
+                 score: str = "received", seed: int = 0, kernel: str = "auto") -> None:
         super().__init__()
         _refuse_unsupported(vit, position)
-        self.pooling = Pooling(method, init, n_iter, output)
+        self.pooling = Pooling(method, init, n_iter, output, kernel)
         if self.pooling.needs_score:
             one_of("score", score, scored.SCORES, "See tokenpool.attention.SCORES.")
             if score == "class_token" and vit.cls_token is None:
@@ -244,7 +244,7 @@ class PooledViT(nn.Module):
         state = _State(grid)
         n = grid[0] * grid[1]
         if watch is not None:
-            state.labels = torch.arange(n, device=x.device).expand(len(x), -1)
+            state.labels = torch.arange(n, device=x.device).expand(x.shape[0], -1)
         schedule = self._schedule_for(n) or (n,) * len(vit.blocks)
         noise = self._noise(n, generator) if schedule[-1] < n else None
         mixed = getattr(vit, "rope_mixed", False)
