@@ -55,7 +55,14 @@ def test_every_family_member(part):
         torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
         torch.testing.assert_close(seen_attention.sum(-1), torch.ones_like(seen_attention[..., 0]), atol=1e-4, rtol=0)
 
-        pooled = tp.PooledViT(model, [n // 3, n // 4, n // 4], carry_counts=True)     # more than half in one step
+        # the same block with the score alone asked for, which never holds the whole matrix
+        scored = attention.block_with_score(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None,
+                                            attention.Wanted("received", model.num_prefix_tokens))
+        torch.testing.assert_close(scored[0], seen["out"], atol=2e-5, rtol=2e-4)
+        torch.testing.assert_close(scored[1], attention.significance(seen_attention, model.num_prefix_tokens))
+
+        # plain: a compiled loop does without some of the products that are counted
+        pooled = tp.PooledViT(model, [n // 3, n // 4, n // 4], carry_counts=True, kernel="plain")
         with FlopCounterMode(display=False) as counter:
             logits = pooled(x)
         assert logits.shape == plain.shape, name

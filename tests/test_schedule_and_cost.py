@@ -32,15 +32,18 @@ def test_the_papers_models(name, gmacs, dense, attention):
 @pytest.mark.parametrize("position", ["after_block", "before_mlp"])
 @pytest.mark.parametrize("counts", [False, True])
 def test_macs_equal_what_torch_counts(method, position, counts):
+    """Plain PyTorch does exactly what is counted; a compiled loop does without some of the clustering's products."""
     vit = timm.create_model("pebbles_vit").eval()
     for init in (None, "farthest_first"):
-        pooled = tp.PooledViT(vit, [50, 40, 40, 10, 5, 1], method=method, init=init, position=position,
-                              carry_counts=counts)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            pooled(torch.zeros(2, 3, 64, 64) + torch.rand(2, 3, 64, 64))
-        cost = tp.macs(pooled)
-        assert counter.get_total_flops() == 2 * 2 * cost.total
-        assert cost.total - cost.clustering == cost.without_clustering
+        for kernel in ("plain", "auto"):
+            pooled = tp.PooledViT(vit, [50, 40, 40, 10, 5, 1], method=method, init=init, position=position,
+                                  carry_counts=counts, kernel=kernel)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                pooled(torch.rand(2, 3, 64, 64))
+            cost = tp.macs(pooled)
+            done = counter.get_total_flops() / (2 * 2)
+            assert done == cost.total or (kernel == "auto" and cost.without_clustering <= done < cost.total)
+            assert cost.total - cost.clustering == cost.without_clustering
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_small_patch16_224", "pebbles_vit"])

@@ -2,15 +2,15 @@
 
 A token's score is the attention it receives from all others (PoWER-BERT; P). timm's fused attention never forms the
 attention matrix, so a block that pools by score runs `block_with_score`: timm's own modules in timm's own order, with
-an explicit softmax in the middle. A test holds it equal to timm's block for every block type below; any other type is
-refused. Blocks that need no score never come here.
+`attend_and_score` in the middle, which never holds more of the matrix than fits a cache. A test holds it equal to
+timm's block for every block type below; any other type is refused. Blocks that need no score never come here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Attention, AttentionRope, DiffAttention, apply_rot_embed_cat
@@ -18,14 +18,21 @@ from timm.models import eva as timm_eva
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
-#: attention (batch, heads, queries, keys), prefix -> (batch, patch tokens): name -> (function, story)
-SCORES: dict[str, tuple[Callable[[Tensor, int], Tensor], str]] = {
-    "received": (lambda a, p: (a.sum(2) - a.diagonal(dim1=2, dim2=3)).mean(1)[:, p:],
-                 "attention received from all other tokens, averaged over heads (PoWER-BERT's code; P)"),
-    "received_with_self": (lambda a, p: a.sum(2).mean(1)[:, p:],
-                           "the same, with the attention a token pays to itself (TokenReduction's code; P)"),
-    "class_token": (lambda a, p: a[:, :, 0].mean(1)[:, p:],
-                    "attention received from the class token (EViT; P)"),
+from tokenpool import kernels
+
+
+class Score(NamedTuple):
+    per_head: Callable[[Tensor], Tensor]    # attention (batch, heads, queries, keys) -> (batch, heads, keys)
+    queries: int | None                     # how many of the queries it looks at, from the first on; None: all
+    story: str
+
+
+SCORES = {
+    "received": Score(lambda a: a.sum(2) - a.diagonal(dim1=2, dim2=3), None,
+                      "attention received from all other tokens, averaged over heads (PoWER-BERT's code; P)"),
+    "received_with_self": Score(lambda a: a.sum(2), None,
+                                "the same, with the attention a token pays to itself (TokenReduction's code; P)"),
+    "class_token": Score(lambda a: a[:, :, 0], 1, "attention received from the class token (EViT; P)"),
 }
 
 
@@ -42,34 +49,51 @@ def significance(attention: Tensor, prefix: int = 1, kind: str = "received") -> 
     >>> significance(a)          # 0.3 + 1.0 for the first patch, 0.2 + 0.3 for the second
     tensor([[1.3000, 0.5000]])
     """
-    return SCORES[kind][0](attention, prefix)
+    return SCORES[kind].per_head(attention).mean(1)[:, prefix:]
 
 
-def block_with_score(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None
-                     ) -> tuple[Tensor, Tensor]:
-    """A whole block: tokens (B, N, C) -> tokens after it and its attention (B, heads, N, N)."""
+class Wanted(NamedTuple):
+    """What is to be read off the attention: `significance` of it, in float32 and without gradient."""
+
+    kind: str | None                        # a name of `SCORES`; None: nothing
+    prefix: int
+    kernel: str = "auto"                    # see tokenpool.kernels
+
+    def of(self, attention: Tensor) -> Tensor | None:
+        return None if self.kind is None else significance(attention.detach().float(), self.prefix, self.kind)
+
+
+def block_with_score(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
+                     wanted: Wanted | None = None) -> tuple[Tensor, Any]:
+    """A whole block: tokens (B, N, C) -> tokens after it and the score (B, N - prefix) of its attention.
+
+    Args:
+        wanted: None: the attention itself instead, (B, heads, N, N).
+    """
     if isinstance(block, (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)):
-        return _parallel_scaling(block, x, bias)
-    x, attention = attention_half(block, x, rope, bias)
-    return mlp_half(block, x), attention
+        x, attention = _parallel_scaling(block, x, bias)
+        return x, attention if wanted is None else wanted.of(attention)
+    x, seen = attention_half(block, x, rope, bias, wanted=wanted)
+    return mlp_half(block, x), seen
 
 
 def attention_half(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
-                   visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The first half of a block: x + attention(x), and the attention matrix.
+                   visible: Tensor | None = None, wanted: Wanted | None = None) -> tuple[Tensor, Any]:
+    """The first half of a block: x + attention(x), and the attention matrix, or the score that is wanted of it.
 
     Args:
         visible: (B, N) 0 or 1, with gradient: a token that is not visible is attended to by itself only.
     """
     if isinstance(block, timm_vit.ParallelThingsBlock):
         branches: Any = block.attns
-        parts = [_attend(a.attn, a.norm(x), rope, bias, visible) for a in branches]
+        parts = [_attend(a.attn, a.norm(x), rope, bias, visible, wanted) for a in branches]
         y = torch.stack([a.drop_path(a.ls(part[0])) for a, part in zip(branches, parts, strict=True)]).sum(0)
-        return x + y, torch.stack([part[1] for part in parts]).mean(0)
+        seen = [part[1] for part in parts if part[1] is not None]
+        return x + y, torch.stack(seen).mean(0) if seen else None
     if isinstance(block, (timm_vit.ResPostBlock, timm_eva.EvaBlockPostNorm)):
-        y, attention = _attend(block.attn, x, rope, bias, visible)
+        y, attention = _attend(block.attn, x, rope, bias, visible, wanted)
         return x + block.drop_path1(block.norm1(y)), attention
-    y, attention = _attend(block.attn, block.norm1(x), rope, bias, visible)
+    y, attention = _attend(block.attn, block.norm1(x), rope, bias, visible, wanted)
     if isinstance(block, timm_eva.EvaBlock):
         y = y if block.gamma_1 is None else block.gamma_1 * y
     else:
@@ -162,13 +186,13 @@ def why_not(block: Any) -> str | None:
 
 # ---- timm's attention modules, with the matrix in the open ----
 
-def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
-            visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, visible: Tensor | None = None,
+            wanted: Wanted | None = None) -> tuple[Tensor, Any]:
     B, N, _ = x.shape
     if isinstance(attn, DiffAttention):
         q, k, v = attn.qkv(x).chunk(3, dim=2)
         y, attention = _differential(attn, q, k, v, bias)
-        return attn.proj_drop(attn.proj(attn.norm(y))), attention
+        return attn.proj_drop(attn.proj(attn.norm(y))), attention if wanted is None else wanted.of(attention)
     q, k, v = _queries_keys_values(attn, x)
     q, k = attn.q_norm(q), attn.k_norm(k)
     if rope is not None:
@@ -177,17 +201,84 @@ def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
                 for t in (q, k))
     if getattr(attn, "num_kv_groups", 1) > 1:
         k, v = (t.repeat_interleave(attn.num_kv_groups, dim=1) for t in (k, v))
-    attention = _softmax(q, k, attn.scale, bias)
-    if visible is not None:
-        # Renormalising afterwards equals masking the logits, and gives a gradient to the zeros of `visible`.
-        itself = torch.eye(N, device=x.device, dtype=attention.dtype)
-        attention = attention * (visible[:, None, None, :] * (1 - itself) + itself).to(attention.dtype)
-        attention = attention / attention.sum(-1, keepdim=True).clamp(min=1e-6)
-    y = (attn.attn_drop(attention) @ v).transpose(1, 2).reshape(B, N, -1)
-    y = attn.norm(y)
+    if wanted is not None:
+        y, seen = attend_and_score(q, k, v, attn.scale, bias, wanted, attn.attn_drop)
+    else:
+        seen = _softmax(q, k, attn.scale, bias)
+        if visible is not None:
+            # Renormalising afterwards equals masking the logits, and gives a gradient to the zeros of `visible`.
+            itself = torch.eye(N, device=x.device, dtype=seen.dtype)
+            seen = seen * (visible[:, None, None, :] * (1 - itself) + itself).to(seen.dtype)
+            seen = seen / seen.sum(-1, keepdim=True).clamp(min=1e-6)
+        y = attn.attn_drop(seen) @ v
+    y = attn.norm(y.transpose(1, 2).reshape(B, N, -1))
     if getattr(attn, "gate", None) is not None:
         y = y * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(y)), attention
+    return attn.proj_drop(attn.proj(y)), seen
+
+
+# ---- attention and its score, without the whole matrix ----
+
+_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}     # entries of the matrix held at a time: what fits a cache; 256 MB
+
+
+def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, wanted: Wanted,
+                     drop: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
+    """softmax(q k' * scale + bias) v, (B, heads, N, head_dim), and the score of its attention, (B, N - prefix).
+
+    Three ways to the same numbers. Where a class token is the only judge, its row is a small extra. On a GPU, and with
+    gradient, attention is the fused one, and the matrix is formed a second time, piece by piece, for the score alone.
+    Else (a CPU that infers) it is formed once, piece by piece, for both: cheaper than fused attention and a second
+    look.
+
+    Args:
+        q, k, v: (B, heads, N, head_dim). bias: (B, 1, 1, N) or None. drop: dropout of the attention, in training.
+    """
+    score = None if wanted.kind is None else SCORES[wanted.kind]
+    if score and score.queries is None and q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad):
+        pieces = [(a @ part_v, score.per_head(a.float())) for a, part_v in _pieces(q, k, v, scale, bias)]
+        y, seen = (_whole(part, q.shape[1]) for part in zip(*pieces, strict=True))
+        return y, seen.mean(1)[:, wanted.prefix:]
+    p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
+    y = nn.functional.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), p, scale=scale)
+    if score is None:
+        return y, None
+    with torch.no_grad():
+        received = getattr(kernels.pick(wanted.kernel, q.device), "received", None)
+        if received is not None and score.queries is None:
+            seen = received(q, k, scale, bias, wanted.kind == "received_with_self")
+        else:
+            looked = q if score.queries is None else q[:, :, :score.queries]
+            seen = _whole([score.per_head(a.float()) for a, _ in _pieces(looked, k, v, scale, bias)], q.shape[1])
+        return y, seen.mean(1)[:, wanted.prefix:]
+
+
+def _pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The attention of some pictures, or of some heads of one picture, at a time, with the values that belong to it.
+    A graph has all of it in one."""
+    B, H, M, _ = q.shape
+    if torch.compiler.is_compiling():
+        yield _softmax(q, k, scale, bias), v
+        return
+    held = max(1, _LOGITS.get(q.device.type, 1 << 20) // (M * k.shape[2]))      # (picture, head) pairs at a time
+    heads, pictures = min(H, held), max(1, held // H)
+    for b in range(0, B, pictures):
+        for h in range(0, H, heads):
+            part = (slice(b, b + pictures), slice(h, h + heads))
+            yield _softmax(q[part], k[part], scale, None if bias is None else bias[b:b + pictures]), v[part]
+
+
+def _whole(pieces: Sequence[Tensor], heads: int) -> Tensor:
+    """Puts pieces (some pictures, some heads, ...) together again."""
+    if pieces[0].shape[1] == heads:
+        return torch.cat(tuple(pieces))
+    rows, row = [], []
+    for piece in pieces:
+        row.append(piece)
+        if sum(p.shape[1] for p in row) == heads:
+            rows.append(torch.cat(row, 1))
+            row = []
+    return torch.cat(rows)
 
 
 def _softmax(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:

@@ -281,11 +281,11 @@ class PooledViT(nn.Module):
             turned = None if rope is None else _rope_of(rope, state.origin)
             bias = None if state.counts is None else self._bias(x, state.counts)
             step = scored.attention_half if inside else scored.block_with_score
-            x, attention = step(block, x, turned, bias)
-            if self.pooling.needs_score:
-                weights = scored.significance(attention.detach().float(), self.vit.num_prefix_tokens, self.score)
-                if state.counts is not None:
-                    weights = weights / state.counts.clamp(min=1)       # per original token
+            kind = self.score if self.pooling.needs_score else None
+            wanted = scored.Wanted(kind, self.vit.num_prefix_tokens, self.pooling.kernel)
+            x, weights = step(block, x, turned, bias, wanted=wanted)
+            if weights is not None and state.counts is not None:
+                weights = weights / state.counts.clamp(min=1)           # per original token
         else:
             x = self._plain(block, x, rope, state)
         x = self._pool(x, k, weights, noise, state, watched)
