@@ -1,5 +1,6 @@
 """Would the tests notice? Each mistake below is planted in a copy of the package, and its test must fail on it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ MUTATIONS = [
     ("schedule.py", "target = (1 - saving) * plain", "target = (1 - saving / 2) * plain",
      "test_schedule_and_cost.py -k within_one_percent"),
     ("cost.py", "block.pair * t * t", "block.pair * t * n", "test_schedule_and_cost.py -k 'torch_counts or papers'"),
-    ("attention.py", "(a.sum(2) - a.diagonal(dim1=2, dim2=3))", "a.sum(2)", "test_vit.py -k by_hand"),
+    ("attention.py", "a.sum(2) - a.diagonal(dim1=2, dim2=3), None", "a.sum(2), None", "test_vit.py -k by_hand"),
     ("attention.py", "        y = block.ls1(y)", "        pass", "test_families.py -k 'every_family_member and 3'"),
     ("vit.py", "bias = counts.to(torch.float32).log()", "bias = counts.to(torch.float32)",
      "test_vit.py -k bias_is_the_log"),
@@ -99,6 +100,18 @@ MUTATIONS = [
      "test_lesson_05.py -k integers"),
     ("lab/lessons/normalised.py", "else alpha ** 2 * cos / q.shape[-1] ** 0.5", "else alpha * cos / q.shape[-1] ** 0.5",
      "test_lesson_06.py -k exercise_a"),
+    # the fast kernels must say what the plain one says
+    ("kernels/cpu.py", "total += d[token, m] * mass[m]", "total += d[token, m]",
+     "test_kernels.py -k 'medoids and numba'"),
+    ("kernels/cpu.py", "        labels[medoids[j]] = j\n", "        pass\n", "test_kernels.py -k 'medoids and numba'"),
+    ("kernels/cpu.py", "        inner /= 2\n", "        pass\n", "test_kernels.py -k 'k_means and numba'"),
+    ("kernels/cpu.py", "spread * share[..., None].to(spread.dtype)", "spread",
+     "test_kernels.py -k 'gradient and numba'"),
+    ("kernels/cuda.py", "gap = tl.where(n == new, -1.0, gap)", "gap = gap", "test_kernels.py -k interpreter"),
+    ("kernels/cuda.py", "attention = tl.where(rows[:, None] == columns[None, :], 0.0, attention)",
+     "attention = attention",
+     "test_kernels.py -k interpreter"),
+    ("attention.py", "for h in range(0, H, heads):", "for h in range(0, 1, heads):", "test_kernels.py -k in_parts"),
     ("runs/board.py", "rows[key].date <= row.date", "rows[key].date > row.date", "test_board.py -k merge_without"),
 ]
 
@@ -117,6 +130,8 @@ def plant(number, folder):
     name, _, chosen = tests.partition(" -k ")
     done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{name}",
                            *(["-k", chosen.strip("'")] if chosen else [])],
+                          # a mistake in pool.py is met only where pool.py computes
+                          env=os.environ | ({} if file.startswith("kernels/") else {"TOKENPOOL_KERNEL": "plain"}),
                           cwd=home, capture_output=True, text=True, timeout=200)
     return done.returncode, done.stdout[-600:] + done.stderr[-300:]
 

@@ -1,6 +1,7 @@
 """The clusterings against oracles that share no code with them: brute force, scikit-learn, the kmedoids package."""
 
 import itertools
+import os
 import warnings
 
 import kmedoids
@@ -15,6 +16,17 @@ import tokenpool as tp
 from tokenpool import pool
 
 CLUSTERINGS = ("k_means", "wk_means", "k_medoids", "wk_medoids")
+
+
+@pytest.fixture(autouse=True, scope="module", params=["plain", "auto"])
+def _both_kernels(request):
+    """Everything here is promised of plain PyTorch and of what is taken in its place where that can be had."""
+    before = os.environ.get("TOKENPOOL_KERNEL")
+    os.environ["TOKENPOOL_KERNEL"] = request.param
+    yield
+    del os.environ["TOKENPOOL_KERNEL"]
+    if before is not None:
+        os.environ["TOKENPOOL_KERNEL"] = before
 
 
 def cloud(seed=0, b=3, n=20, c=4, dtype=torch.float64):
