@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Attention, AttentionRope, DiffAttention, apply_rot_embed_cat
 from timm.models import eva as timm_eva
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
+
+class Seen(NamedTuple):
+    """What a block's attention lets us see."""
+
+    attention: Tensor | None        # (B, heads, N, N); None where it was not asked for and stayed fused
+    keys: Tensor                    # (B, key heads, N, head_dim), normalised where the model does, before rotation
+    values: Tensor                  # (B, key heads, N, head_dim)
+
 
 #: attention (batch, heads, queries, keys), prefix -> (batch, patch tokens): name -> (function, story)
 SCORES: dict[str, tuple[Callable[[Tensor, int], Tensor], str]] = {
@@ -26,10 +34,12 @@ SCORES: dict[str, tuple[Callable[[Tensor, int], Tensor], str]] = {
                            "the same, with the attention a token pays to itself (TokenReduction's code; P)"),
     "class_token": (lambda a, p: a[:, :, 0].mean(1)[:, p:],
                     "attention received from the class token (EViT; P)"),
+    "class_token_values": (lambda a, p: a[:, :, 0].mean(1)[:, p:],
+                           "the same, times the length of a token's value, all heads together (ATS; P)"),
 }
 
 
-def significance(attention: Tensor, prefix: int = 1, kind: str = "received") -> Tensor:
+def significance(attention: Tensor, prefix: int = 1, kind: str = "received", values: Tensor | None = None) -> Tensor:
     """Score of every patch token.
 
     Args:
@@ -42,16 +52,34 @@ def significance(attention: Tensor, prefix: int = 1, kind: str = "received") -> 
     >>> significance(a)          # 0.3 + 1.0 for the first patch, 0.2 + 0.3 for the second
     tensor([[1.3000, 0.5000]])
     """
-    return SCORES[kind][0](attention, prefix)
+    score = SCORES[kind][0](attention, prefix)
+    if kind == "class_token_values":
+        if values is None:
+            raise ValueError("The score 'class_token_values' needs values=, the attention's values; none came. "
+                             "Use 'class_token' where there are none.")
+        score = score * values[:, :, prefix:].float().square().sum((1, 3)).sqrt()
+    return score
 
 
 def block_with_score(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None
                      ) -> tuple[Tensor, Tensor]:
     """A whole block: tokens (B, N, C) -> tokens after it and its attention (B, heads, N, N)."""
+    x, seen = block_seen(block, x, rope, bias)
+    assert seen.attention is not None
+    return x, seen.attention
+
+
+def block_seen(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, fused: bool = False
+               ) -> tuple[Tensor, Seen]:
+    """A whole block, and all that can be seen of its attention.
+
+    Args:
+        fused: the matrix is not wanted, only keys and values: attention stays fused where the block type allows.
+    """
     if isinstance(block, (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)):
         return _parallel_scaling(block, x, bias)
-    x, attention = attention_half(block, x, rope, bias)
-    return mlp_half(block, x), attention
+    x, seen = half_seen(block, x, rope, bias, fused=fused)
+    return mlp_half(block, x), seen
 
 
 def attention_half(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
@@ -61,20 +89,31 @@ def attention_half(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | No
     Args:
         visible: (B, N) 0 or 1, with gradient: a token that is not visible is attended to by itself only.
     """
+    x, seen = half_seen(block, x, rope, bias, visible)
+    assert seen.attention is not None
+    return x, seen.attention
+
+
+def half_seen(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, visible: Tensor | None = None,
+              fused: bool = False) -> tuple[Tensor, Seen]:
+    """The first half of a block, and all that can be seen of its attention; arguments as above."""
     if isinstance(block, timm_vit.ParallelThingsBlock):
         branches: Any = block.attns
-        parts = [_attend(a.attn, a.norm(x), rope, bias, visible) for a in branches]
+        parts = [_attend(a.attn, a.norm(x), rope, bias, visible, fused) for a in branches]
         y = torch.stack([a.drop_path(a.ls(part[0])) for a, part in zip(branches, parts, strict=True)]).sum(0)
-        return x + y, torch.stack([part[1] for part in parts]).mean(0)
+        matrices = [part[1].attention for part in parts]
+        return x + y, Seen(None if fused else torch.stack([m for m in matrices if m is not None]).mean(0),
+                           torch.cat([part[1].keys for part in parts], 1),
+                           torch.cat([part[1].values for part in parts], 1))
     if isinstance(block, (timm_vit.ResPostBlock, timm_eva.EvaBlockPostNorm)):
-        y, attention = _attend(block.attn, x, rope, bias, visible)
-        return x + block.drop_path1(block.norm1(y)), attention
-    y, attention = _attend(block.attn, block.norm1(x), rope, bias, visible)
+        y, seen = _attend(block.attn, x, rope, bias, visible, fused)
+        return x + block.drop_path1(block.norm1(y)), seen
+    y, seen = _attend(block.attn, block.norm1(x), rope, bias, visible, fused)
     if isinstance(block, timm_eva.EvaBlock):
         y = y if block.gamma_1 is None else block.gamma_1 * y
     else:
         y = block.ls1(y)
-    return x + block.drop_path1(y), attention
+    return x + block.drop_path1(y), seen
 
 
 def mlp_half(block: Any, x: Tensor) -> Tensor:
@@ -163,31 +202,41 @@ def why_not(block: Any) -> str | None:
 # ---- timm's attention modules, with the matrix in the open ----
 
 def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
-            visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            visible: Tensor | None = None, fused: bool = False) -> tuple[Tensor, Seen]:
     B, N, _ = x.shape
     if isinstance(attn, DiffAttention):
         q, k, v = attn.qkv(x).chunk(3, dim=2)
-        y, attention = _differential(attn, q, k, v, bias)
-        return attn.proj_drop(attn.proj(attn.norm(y))), attention
+        y, seen = _differential(attn, q, k, v, bias)
+        return attn.proj_drop(attn.proj(attn.norm(y))), seen
     q, k, v = _queries_keys_values(attn, x)
     q, k = attn.q_norm(q), attn.k_norm(k)
+    keys, values = k, v
     if rope is not None:
         p, half = attn.num_prefix_tokens, attn.rotate_half
         q, k = (torch.cat([t[:, :, :p], apply_rot_embed_cat(t[:, :, p:], rope, half=half)], 2).type_as(v)
                 for t in (q, k))
     if getattr(attn, "num_kv_groups", 1) > 1:
         k, v = (t.repeat_interleave(attn.num_kv_groups, dim=1) for t in (k, v))
+    if fused:
+        y = nn.functional.scaled_dot_product_attention(
+            q, k, v, None if bias is None else bias.to(q.dtype), attn.attn_drop.p if attn.training else 0.0,
+            scale=attn.scale)
+        return _project(attn, x, y), Seen(None, keys, values)
     attention = _softmax(q, k, attn.scale, bias)
     if visible is not None:
         # Renormalising afterwards equals masking the logits, and gives a gradient to the zeros of `visible`.
         itself = torch.eye(N, device=x.device, dtype=attention.dtype)
         attention = attention * (visible[:, None, None, :] * (1 - itself) + itself).to(attention.dtype)
         attention = attention / attention.sum(-1, keepdim=True).clamp(min=1e-6)
-    y = (attn.attn_drop(attention) @ v).transpose(1, 2).reshape(B, N, -1)
-    y = attn.norm(y)
+    return _project(attn, x, attn.attn_drop(attention) @ v), Seen(attention, keys, values)
+
+
+def _project(attn: Any, x: Tensor, y: Tensor) -> Tensor:
+    """What follows the weighted sum of values: (B, heads, N, head_dim) -> (B, N, C)."""
+    y = attn.norm(y.transpose(1, 2).reshape(*x.shape[:2], -1))
     if getattr(attn, "gate", None) is not None:
         y = y * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(y)), attention
+    return attn.proj_drop(attn.proj(y))
 
 
 def _softmax(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
@@ -211,34 +260,37 @@ def _queries_keys_values(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
     return tuple(heads(t, attn.num_heads) for t in qkv.chunk(3, dim=-1))
 
 
-def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Seen]:
     """Softmax minus lambda times a second softmax. The score is read off the first, which is a distribution (I)."""
     B, N, C = q.shape
     q, k = (t.reshape(B, N, 2 * attn.num_heads, attn.head_dim).transpose(1, 2) for t in (q, k))
     v = v.reshape(B, N, attn.num_heads, 2 * attn.head_dim).transpose(1, 2)
-    both = _softmax(attn.q_norm(q), attn.k_norm(k), attn.scale, bias)
+    k = attn.k_norm(k)
+    both = _softmax(attn.q_norm(q), k, attn.scale, bias)
     first, second = attn.attn_drop(both).view(B, attn.num_heads, 2, N, N).unbind(2)
     # two products, as in timm's fused path
     y = first @ v - attn._compute_lambda().type_as(q) * (second @ v)
     y = attn.sub_norm(y) * (1 - attn.lambda_init)
-    return y.transpose(1, 2).reshape(B, N, C), both.view(B, attn.num_heads, 2, N, N)[:, :, 0]
+    return y.transpose(1, 2).reshape(B, N, C), Seen(both.view(B, attn.num_heads, 2, N, N)[:, :, 0], k, v)
 
 
-def _parallel_scaling(block: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _parallel_scaling(block: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Seen]:
     """Blocks that compute attention and MLP side by side out of one projection."""
     B, N, C = x.shape
     mlp, q, k, v = torch.split(block.in_proj(block.in_norm(x)), block.in_split, dim=-1)
     if block.mlp_bias is not None:
         mlp = mlp + block.mlp_bias
     if isinstance(block, timm_vit.DiffParallelScalingBlock):
-        y, attention = _differential(block, q, k, v, bias)
+        y, seen = _differential(block, q, k, v, bias)
     else:
         q, k, v = (t.view(B, N, block.num_heads, block.head_dim) for t in (q, k, v))
-        attention = _softmax(block.q_norm(q).transpose(1, 2), block.k_norm(k).transpose(1, 2), block.scale, bias)
-        y = (block.attn_drop(attention) @ v.transpose(1, 2)).transpose(1, 2).reshape(B, N, C)
+        q, k, v = (t.transpose(1, 2) for t in (block.q_norm(q), block.k_norm(k), v))
+        attention = _softmax(q, k, block.scale, bias)
+        y = (block.attn_drop(attention) @ v).transpose(1, 2).reshape(B, N, C)
+        seen = Seen(attention, k, v)
     mlp = block.mlp_drop(block.mlp_act(mlp))
     if getattr(block, "attn_out_proj", None) is not None:
         y = block.attn_out_proj(y) + block.mlp_out_proj(mlp)
     else:
         y = block.out_proj(torch.cat((y, mlp), dim=-1))
-    return x + block.drop_path(block.ls(y)), attention
+    return x + block.drop_path(block.ls(y)), seen

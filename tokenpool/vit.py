@@ -31,6 +31,7 @@ from tokenpool.schedule import check_schedule, for_saving, geometric
 from tokenpool.select import grid_positions
 
 POSITIONS = ("after_block", "before_mlp")
+METRICS = ("tokens", "keys")
 _NOISE_BITS = 24                    # integers, so that .half() does not round the noise; 24 bits are exact in float32
 
 
@@ -63,6 +64,7 @@ class _State:
     """The patch tokens' companions on their way through the blocks."""
 
     grid: tuple[int, int]
+    depth: float = 0.0                      # share of the blocks passed
     counts: Tensor | None = None            # (B, n), where counts are carried
     origin: Tensor | None = None            # (B, n) original patch of each token, for rotary positions and watchers
     place: Tensor | None = None             # (B, n, 2) mean row and column of each token, where the grid needs it
@@ -95,7 +97,11 @@ class PooledViT(nn.Module):
             attended to as often as they would be, and weight by counts in later poolings and in an average-pooling
             head. Not in the paper (I); after ToMe.
         position: "after_block" (the paper's; S) or "before_mlp", between attention and MLP.
-        score: "received" (the paper's; S), "received_with_self" or "class_token".
+        score: "received" (the paper's; S), "received_with_self", "class_token" or "class_token_values". None: what the
+            method itself ranks by, "received" unless its authors say otherwise.
+        metric: what a method that looks at distances compares: "tokens", or "keys" of the attention just executed,
+            averaged over heads (ToMe's; P). Kept and averaged are the tokens in both cases. ToMe as published is
+            method="tome", metric="keys", position="before_mlp", carry_counts=True.
         seed: of the random methods and starts. The same model gives the same answer twice; pass `generator=` to
             forward for a new draw.
 
@@ -116,19 +122,22 @@ class PooledViT(nn.Module):
     def __init__(self, vit: nn.Module, schedule: Sequence[int] | None = None, *, keep: float | None = None,
                  saving: float | None = None, method: str = "wk_medoids", init: str | None = None, n_iter: int = 5,
                  output: str | None = None, carry_counts: bool = False, position: str = "after_block",
-                 score: str = "received", seed: int = 0) -> None:
+                 score: str | None = None, metric: str = "tokens", seed: int = 0) -> None:
         super().__init__()
         _refuse_unsupported(vit, position)
+        one_of("metric", metric, METRICS, "")
         self.pooling = Pooling(method, init, n_iter, output)
+        score = self.pooling.spec.score if score is None else score
         if self.pooling.needs_score:
             one_of("score", score, scored.SCORES, "See tokenpool.attention.SCORES.")
-            if score == "class_token" and vit.cls_token is None:
-                raise ValueError("score='class_token' needs a class token, which this model does not have. "
+            if score.startswith("class_token") and vit.cls_token is None:
+                raise ValueError(f"score={score!r} needs a class token, which this model does not have. "
                                  "Use score='received'.")
         self.vit = vit
         self.carry_counts = carry_counts
         self.position = position
         self.score = score
+        self.metric = metric
         self.seed = seed
         bits = torch.randint(1 << _NOISE_BITS, (len(self.vit.blocks), self.vit.patch_embed.num_patches),
                              generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
@@ -169,8 +178,13 @@ class PooledViT(nn.Module):
             return geometric(n, depth, plan.keep)
         if plan.saving is not None:
             shape = model_shape(self.vit, n)
-            return _for_saving(plan.saving, shape, self.pooling, self.carry_counts, self.position)
+            return _for_saving(plan.saving, shape, self.pooling, self.carry_counts, self.position, self._width)
         return plan.schedule
+
+    @property
+    def _width(self) -> int | None:
+        """Channels of what is compared; None: those of the tokens."""
+        return scored.attentions(self.vit.blocks[0])[0].head_dim if self.metric == "keys" else None
 
     def _schedule_for(self, n: int) -> tuple[int, ...] | None:
         """The schedule for a picture of another size (`dynamic_img_size`): keep and saving are worked out anew, a
@@ -252,6 +266,7 @@ class PooledViT(nn.Module):
             here = rope[index] if rope is not None and mixed else rope
             k = schedule[index]
             state.score = state.inertia = state.error = None
+            state.depth = index / len(vit.blocks)
             if k >= n:
                 x = self._plain(block, x, here, state)
             else:
@@ -276,22 +291,28 @@ class PooledViT(nn.Module):
     def _block_and_pool(self, block: Any, x: Tensor, rope: Tensor | None, k: int, noise: Tensor,
                         state: _State, watched: bool) -> Tensor:
         inside = self.position == "before_mlp"
-        weights = None
-        if self.pooling.needs_score or inside:
+        weights = keys = None
+        if self.pooling.needs_score or inside or self.metric == "keys":
             turned = None if rope is None else _rope_of(rope, state.origin)
             bias = None if state.counts is None else self._bias(x, state.counts)
-            step = scored.attention_half if inside else scored.block_with_score
-            x, attention = step(block, x, turned, bias)
+            fused = not self.pooling.needs_score
+            x, seen = (scored.half_seen(block, x, turned, bias, fused=fused) if inside else
+                       scored.block_seen(block, x, turned, bias, fused=fused))
+            prefix = self.vit.num_prefix_tokens
+            if self.metric == "keys":
+                keys = seen.keys.detach().float().mean(1)[:, prefix:]
             if self.pooling.needs_score:
-                weights = scored.significance(attention.detach().float(), self.vit.num_prefix_tokens, self.score)
+                assert seen.attention is not None
+                weights = scored.significance(seen.attention.detach().float(), prefix, self.score, seen.values.detach())
                 if state.counts is not None:
                     weights = weights / state.counts.clamp(min=1)       # per original token
         else:
             x = self._plain(block, x, rope, state)
-        x = self._pool(x, k, weights, noise, state, watched)
+        x = self._pool(x, k, weights, keys, noise, state, watched)
         return scored.mlp_half(block, x) if inside else x
 
-    def _pool(self, x: Tensor, k: int, weights: Tensor | None, noise: Tensor, state: _State, watched: bool) -> Tensor:
+    def _pool(self, x: Tensor, k: int, weights: Tensor | None, keys: Tensor | None, noise: Tensor, state: _State,
+              watched: bool) -> Tensor:
         prefix = self.vit.num_prefix_tokens
         kept, patches = x[:, :prefix], x[:, prefix:]
         rows, cols = state.grid
@@ -299,11 +320,11 @@ class PooledViT(nn.Module):
         if state.place is None:
             state.place = grid_positions(rows, cols, x.device)
         choice = self.pooling.choose(patches, k, weights, state.counts, noise=noise, positions=state.place,
-                                     aspect=rows / cols)
+                                     aspect=rows / cols, metric=keys, depth=state.depth)
         tokens = self.pooling.combine(patches, k, choice, weights, state.counts)
         rotary = getattr(self.vit, "rope", None) is not None
         if self.carry_counts or watched or grid:
-            labels = self.pooling.stand_ins(patches, choice)
+            labels = self.pooling.stand_ins(patches if keys is None else keys, choice)
             if watched:
                 assert state.labels is not None
                 state.labels = labels.gather(1, state.labels)
@@ -378,6 +399,7 @@ class PooledViT(nn.Module):
         names = ("method", "init", "n_iter", "output")
         options = {n: getattr(self.pooling, n) for n in names} | {"carry_counts": self.carry_counts,
                                                                    "position": self.position}
+        options |= {} if self.metric == "tokens" else {"metric": self.metric}
         plan = [f"{n}={v!r}" for n, v in (("keep", self._plan.keep), ("saving", self._plan.saving)) if v is not None]
         plan = plan or [f"schedule={None if self.schedule is None else list(self.schedule)}"]
         return ", ".join(plan + [f"{n}={v!r}" for n, v in options.items()])
@@ -458,18 +480,19 @@ def macs(model: nn.Module, image_size: tuple[int, int] | None = None) -> Cost:
         rows, cols = embed.dynamic_feat_size(image_size)
         n = rows * cols
     shape = model_shape(pooled.vit, n)
-    return count_macs(shape, pooled._schedule_for(n), _clustering(shape, pooled.pooling, pooled.carry_counts),
+    return count_macs(shape, pooled._schedule_for(n), _clustering(pooled.pooling, shape.channels, pooled.carry_counts,
+                                                                   pooled._width),
                       pooled.position == "before_mlp")
 
 
-def _clustering(shape: ModelShape, pooling: Pooling, carry_counts: bool) -> Callable[[int, int], int]:
-    return lambda n, k: pooling.macs(n, k, shape.channels, stand_ins=carry_counts)
+def _clustering(pooling: Pooling, channels: int, carry_counts: bool, width: int | None) -> Callable[[int, int], int]:
+    return lambda n, k: pooling.macs(n, k, channels, stand_ins=carry_counts, d=width)
 
 
 @functools.lru_cache(maxsize=256)
 def _for_saving(saving: float, shape: ModelShape, pooling: Pooling, carry_counts: bool,
-                position: str) -> tuple[int, ...]:
-    clustering = _clustering(shape, pooling, carry_counts)
+                position: str, width: int | None) -> tuple[int, ...]:
+    clustering = _clustering(pooling, shape.channels, carry_counts, width)
     return for_saving(saving, shape.patches, len(shape.blocks),
                       lambda ks: count_macs(shape, ks, clustering, position == "before_mlp").total)
 
