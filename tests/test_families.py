@@ -55,6 +55,15 @@ def test_every_family_member(part):
         torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
         torch.testing.assert_close(seen_attention.sum(-1), torch.ones_like(seen_attention[..., 0]), atol=1e-4, rtol=0)
 
+        out, keyed = attention.block_seen(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None, fused=True)
+        torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+        width = attention.attentions(model.blocks[1])[0].head_dim
+        assert keyed.keys.shape[::2] == (2, keyed.values.shape[2]) and keyed.keys.shape[3] == width, name
+        merged = tp.PooledViT(model, [n // 3, n // 4, n // 4], method="tome", metric="keys", carry_counts=True)
+        with FlopCounterMode(display=False) as counter:
+            assert torch.isfinite(merged(x)).all(), name
+        assert counter.get_total_flops() == 2 * len(x) * tp.macs(merged).total, name
+
         pooled = tp.PooledViT(model, [n // 3, n // 4, n // 4], carry_counts=True)     # more than half in one step
         with FlopCounterMode(display=False) as counter:
             logits = pooled(x)

@@ -3,7 +3,8 @@
 A token's score is the attention it receives from all others (PoWER-BERT; P). timm's fused attention never forms the
 attention matrix, so a block that pools by score runs `block_with_score`: timm's own modules in timm's own order, with
 an explicit softmax in the middle. A test holds it equal to timm's block for every block type below; any other type is
-refused. Blocks that need no score never come here.
+refused. Blocks that need no score keep fused attention: most are timm's own forward, and those that must be stopped
+in the middle or asked for their keys pass through here with `fused`.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ def why_not(block: Any) -> str | None:
 
 def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
             visible: Tensor | None = None, fused: bool = False) -> tuple[Tensor, Seen]:
-    B, N, _ = x.shape
+    N = x.shape[1]
     if isinstance(attn, DiffAttention):
         q, k, v = attn.qkv(x).chunk(3, dim=2)
         y, seen = _differential(attn, q, k, v, bias)

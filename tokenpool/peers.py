@@ -193,7 +193,7 @@ def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "average") -> 
     B, N, _ = d.shape
     everyone = torch.arange(N, device=d.device).expand(B, -1)
     d = d.masked_fill(torch.eye(N, dtype=torch.bool, device=d.device), torch.inf)
-    size = mass.clamp(min=1e-9)                                              # a token that stands for nobody still merges
+    size = mass.clamp(min=1e-9)                                              # who stands for nobody still merges
     head, stays = everyone, torch.ones_like(everyone)
     for _ in range(N - k):
         flat = d.flatten(1).argmin(1, keepdim=True)
