@@ -58,7 +58,7 @@ def test_every_family_member(part):
         out, keyed = attention.block_seen(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None, fused=True)
         torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
         width = attention.attentions(model.blocks[1])[0].head_dim
-        assert keyed.keys.shape[::2] == (2, keyed.values.shape[2]) and keyed.keys.shape[3] == width, name
+        assert (len(keyed.keys), *keyed.keys.shape[2:]) == (2, keyed.values.shape[2], width), name
         merged = tp.PooledViT(model, [n // 3, n // 4, n // 4], method="tome", metric="keys", carry_counts=True)
         with FlopCounterMode(display=False) as counter:
             assert torch.isfinite(merged(x)).all(), name

@@ -173,7 +173,7 @@ def test_a_patch_merger_meets_a_budget_and_learns_its_queries():
     system(pictures()).square().mean().backward()
     assert all(q.grad is not None and q.grad.abs().sum() > 0 for q in system.queries)
     assert "queries.0" in system.no_weight_decay()
-    with pytest.raises(ValueError, match="Give keep=0.7 or saving=0.42"):
+    with pytest.raises(ValueError, match=r"Give keep=0.7 or saving=0.42"):
         PatchMergerViT(small_vit())
 
 

@@ -19,6 +19,7 @@ from timm.models import eva as timm_eva
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
+
 class Seen(NamedTuple):
     """What a block's attention lets us see."""
 

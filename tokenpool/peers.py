@@ -137,8 +137,8 @@ def ats(weights: Tensor, k: int) -> Tensor:
     """Adaptive token sampling with a fixed number (Fayyaz et al. 2022; P for the idea, I for the fixed K).
 
     Tokens in order of rising score share the interval from 0 to 1 in proportion to it; k evenly spaced points,
-    (2i - 1) / 2k, pick the tokens they fall on (P: rising order and fixed points; where they lie differs between
-    paper and code: ?). A token picked twice is kept once. ATS then goes on with fewer tokens; here the seats that are
+    (2i - 1) / 2k, pick the tokens they fall on (P: rising order and fixed points; the code's points run from the first
+    token's share to 1, these are from memory of the paper: ?). A token picked twice is kept once. ATS then goes on with fewer tokens; here the seats that are
     left go to the highest scores not picked, so that shapes are the same for all pictures.
 
     Returns:
