@@ -138,8 +138,9 @@ def ats(weights: Tensor, k: int) -> Tensor:
 
     Tokens in order of rising score share the interval from 0 to 1 in proportion to it; k evenly spaced points,
     (2i - 1) / 2k, pick the tokens they fall on (P: rising order and fixed points; the code's points run from the first
-    token's share to 1, these are from memory of the paper: ?). A token picked twice is kept once. ATS then goes on with fewer tokens; here the seats that are
-    left go to the highest scores not picked, so that shapes are the same for all pictures.
+    token's share to 1, these are from memory of the paper: ?). A token picked twice is kept once. ATS then goes on
+    with fewer tokens; here the seats that are left go to the highest scores not picked, so that shapes are the same
+    for all pictures.
 
     Returns:
         indices (B, k) in their original order, all different.
