@@ -56,12 +56,20 @@ def test_every_family_member(part):
         torch.testing.assert_close(seen_attention.sum(-1), torch.ones_like(seen_attention[..., 0]), atol=1e-4, rtol=0)
 
         # the same block with the score alone asked for, which never holds the whole matrix
-        scored = attention.block_with_score(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None,
-                                            attention.Wanted("received", model.num_prefix_tokens))
-        torch.testing.assert_close(scored[0], seen["out"], atol=2e-5, rtol=2e-4)
-        torch.testing.assert_close(scored[1], attention.significance(seen_attention, model.num_prefix_tokens))
+        prefix = model.num_prefix_tokens
+        for kind in (None, "received"):
+            out, keyed = attention.block_seen(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None,
+                                              attention.Wanted(kind, prefix))
+            torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(keyed.score, attention.significance(seen_attention, prefix))
+        width = attention.attentions(model.blocks[1])[0].head_dim
+        assert (len(keyed.keys), *keyed.keys.shape[2:]) == (2, keyed.values.shape[2], width), name
+        merged = tp.PooledViT(model, [n // 3, n // 4, n // 4], method="tome", metric="keys", carry_counts=True,
+                              kernel="plain")            # which does all that is counted
+        with FlopCounterMode(display=False) as counter:
+            assert torch.isfinite(merged(x)).all(), name
+        assert counter.get_total_flops() == 2 * len(x) * tp.macs(merged).total, name
 
-        # plain: a compiled loop does without some of the products that are counted
         pooled = tp.PooledViT(model, [n // 3, n // 4, n // 4], carry_counts=True, kernel="plain")
         with FlopCounterMode(display=False) as counter:
             logits = pooled(x)

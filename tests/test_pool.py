@@ -240,7 +240,7 @@ def test_the_result_is_what_it_says(method):
     out = tp.pool_tokens(x, 5, method=method, weights=w)
     rebuilt = torch.stack([out.tokens[b][out.labels[b]] for b in range(2)])
     assert torch.equal(out.unpool(), rebuilt)
-    used = w if method in ("wk_means", "wk_medoids") else torch.ones_like(w)
+    used = w if method in ("wk_means", "wk_medoids", "evit") else torch.ones_like(w)
     torch.testing.assert_close(out.inertia, (used * (x - rebuilt).square().sum(-1)).sum(1))
     assert out.labels.dtype == torch.int64
     assert out.counts.sum(1).tolist() == [16, 16]

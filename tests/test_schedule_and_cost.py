@@ -1,5 +1,8 @@
-"""Schedules and counted costs, against numbers of the paper's tables and torch's own counter."""
+"""Schedules and counted costs, against numbers of the paper's tables, torch's own counter and brute force."""
 
+import itertools
+
+import numpy as np
 import pytest
 import timm
 import torch
@@ -8,7 +11,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
-from tokenpool.schedule import check_schedule, for_saving, from_soft_masks, geometric
+from tokenpool.runs import weights
+from tokenpool.runs.datasets import scale
+from tokenpool.runs.pebbles import Pebbles
+from tokenpool.schedule import between, by_error, check_schedule, for_saving, from_soft_masks, geometric, levels
 
 #: paper.md section 4 (P and C): GMACs, share of fully connected layers, share of attention
 DEIT = [("deit_tiny_patch16_224", 1.254, 0.834, 0.143), ("deit_e252_patch16_224", 2.074, 0.868, 0.113),
@@ -109,3 +115,111 @@ def test_soft_masks_as_power_bert_reads_them():
     assert from_soft_masks([[0.1] * 10]) == (1,)             # a sum of 0.9999999999999999 is 1
     with pytest.raises(ValueError, match="clip them"):
         from_soft_masks([[1.2, 0.3]])
+
+
+# ---- the schedule that loses least ----
+
+def brute_force(errors, cost, budget):
+    """All schedules that never rise, the last block's K repeating the one before."""
+    ks, depth = sorted(errors[0], reverse=True), len(errors) + 1
+    best = None
+    for head in itertools.product(ks, repeat=depth - 1):
+        plan, before = (*head, head[-1]), (ks[0], *head)
+        if any(b > a for a, b in itertools.pairwise(before)):
+            continue
+        if sum(cost(block, n, k) for block, (n, k) in enumerate(zip(before, plan, strict=True))) > budget:
+            continue
+        loss = sum(errors[block][k] - errors[block][n]
+                   for block, (n, k) in enumerate(zip(before[:-1], head, strict=True)))
+        best = min(best or (loss, plan), (loss, plan))
+    return best
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), depth=st.integers(2, 5), share=st.floats(0.2, 1))
+def test_by_error_is_the_best_of_all_schedules(seed, depth, share):
+    rng = np.random.default_rng(seed)
+    ks = (9, 6, 4, 2, 1)
+    errors = [dict(zip(ks, np.concatenate(([0.0], rng.random(4).cumsum())), strict=True)) for _ in range(depth - 1)]
+    price = rng.integers(1, 20, depth)
+
+    def cost(block, n, k):
+        return int(price[block] * n + (n * k if k < n else 0))          # a block, and a pooling that costs too
+
+    budget = int(share * sum(cost(b, 9, 9) for b in range(depth)))
+    best = brute_force(errors, cost, budget)
+    if best is None:
+        with pytest.raises(ValueError, match="cannot be met"):
+            by_error(errors, cost, budget)
+        return
+    found = by_error(errors, cost, budget)
+    before = (9, *found)
+    assert sum(cost(b, before[b], found[b]) for b in range(depth)) <= budget
+    loss = sum(errors[b][found[b]] - errors[b][before[b]] for b in range(depth - 1))
+    assert loss == pytest.approx(best[0], abs=1e-9)
+    assert check_schedule(found, depth, 9) == found
+
+
+def test_a_large_budget_is_rounded_but_never_exceeded():
+    rng = np.random.default_rng(0)
+    ks = levels(64, 0.8)
+    errors = [dict(zip(ks, np.linspace(0, 1, len(ks)) ** 2 * rng.random(), strict=True)) for _ in range(5)]
+    found = by_error(errors, lambda block, n, k: n * 10**7 + 3, 200 * 10**7)
+    before = (64, *found[:-1])
+    assert 0.97 * 200 <= sum(before) <= 200
+    assert found[-1] == found[-2]
+
+
+def test_curves_are_made_monotone_and_read_off_between():
+    assert levels(5, 0.99) == (5, 4, 3, 2, 1)
+    curve = between({16: 0.0, 4: 0.5, 2: 0.4, 1: 2.0}, [16, 8, 4, 3, 2, 1])
+    assert [curve[k] for k in (16, 8, 4, 3, 2, 1)] == pytest.approx([0, 0.25, 0.5, 0.5, 0.5, 2.0])
+    power = between({16: 0.0, 8: 1 / 64, 2: 1 / 4, 1: 1.0}, [4])          # error = K^-2 where it is above 0
+    assert power[4] == pytest.approx(1 / 16)
+    assert set(between({4: 0.0, 1: 0.0}, [4, 2, 1]).values()) == {0.0}
+    with pytest.raises(ValueError, match="same numbers of tokens"):
+        by_error([{4: 0.0, 1: 1.0}, {4: 0.0, 2: 1.0}], lambda block, n, k: n, 100)
+
+
+def pebbles_model():
+    return weights.load_model("pebbles_vit"), scale(Pebbles(seed=11, size=64).batch(range(16))[0])
+
+
+@pytest.mark.parametrize("by", ["features", "reconstruction"])
+def test_a_fitted_schedule_meets_its_budget_and_is_the_models(by):
+    vit, images = pebbles_model()
+    pooled = tp.PooledViT(vit, init="farthest_first", carry_counts=True)
+    found = pooled.fit_schedule(images, 0.5, by)
+    assert pooled.schedule == found == pooled.fit_schedule(images, 0.5, by)
+    assert 0 <= 0.5 - tp.macs(pooled).total / tp.macs(vit).total <= 0.015
+    assert not vit.training
+    before_mlp = tp.PooledViT(vit, method="tome", metric="keys", position="before_mlp", carry_counts=True).train()
+    before_mlp.fit_schedule(images, 0.5, by)
+    assert 0 <= 0.5 - tp.macs(before_mlp).total / tp.macs(vit).total <= 0.015
+    assert vit.training
+
+
+def test_the_losses_are_those_of_pooling_in_one_block_alone():
+    vit, images = pebbles_model()
+    pooled = tp.PooledViT(vit, method="k_medoids", init="farthest_first", carry_counts=True)
+    features, errors = (pooled._losses(images, (64, 9), by) for by in ("features", "reconstruction"))
+    with torch.no_grad():
+        truth = vit(images)
+        for block in range(5):
+            pooled.schedule = [64] * block + [9] * (6 - block)
+            expected = (pooled(images) - truth).square().sum() / (truth - truth.mean(0)).square().sum()
+            assert features[block][9] == pytest.approx(expected.item(), rel=1e-3)
+            assert errors[block][9] == pytest.approx(pooled.trace(images).steps[block].error.mean().item(), rel=1e-4)
+    assert features[0][9] > 10 * features[4][9]               # what is lost early is lost for more blocks
+    assert errors[0][9] < 3 * errors[4][9]                    # which the reconstruction error does not know
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (dict(saving=0.99), "cannot be met: one token after the first block"), (dict(saving=1.5), "is not a share"),
+    (dict(by="feature"), "Did you mean 'features'"), (dict(images=torch.zeros(2, 3, 32, 32)), "channels, 64, 64"),
+    (dict(images=torch.full((2, 3, 64, 64), float("nan"))), "NaN or infinity")])
+def test_wrong_fits(change, says):
+    vit, images = pebbles_model()
+    request = dict(images=images, saving=0.5, by="features") | change
+    with pytest.raises(ValueError, match=says):
+        tp.PooledViT(vit, method="random").fit_schedule(**request)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
 from tokenpool.attention import normalise_qk
-from tokenpool.baselines import ConvolutionViT, DynamicViT, Predictor
+from tokenpool.baselines import ConvolutionViT, DynamicViT, PatchMergerViT, Predictor
 from tokenpool.search import SoftMaskViT
 
 
@@ -143,6 +143,38 @@ def test_at_the_start_a_distilling_student_equals_its_teacher_but_for_the_drops(
 def test_wrong_dynamic_vits(options, says):
     with pytest.raises(ValueError, match=says):
         DynamicViT(small_vit(), **options)
+
+
+# ---- patch merger ----
+
+def test_the_patch_merger_equals_its_loops_and_its_counted_cost():
+    vit = small_vit()
+    system = PatchMergerViT(vit, keep=5 / 64, stages=[3]).eval()
+    x = vit._pos_embed(vit.patch_embed(pictures()))
+    for block in vit.blocks[:3]:
+        x = block(x)
+    patches = F.layer_norm(x[:, 1:], (32,))
+    merged = torch.zeros(3, 5, 32)
+    for b in range(3):
+        for k in range(5):
+            logits = torch.stack([torch.dot(system.queries[0][k], f) / math.sqrt(32) for f in patches[b]])
+            merged[b, k] = sum(w * f for w, f in zip(logits.softmax(0), patches[b], strict=True))
+    x = torch.cat((x[:, :1], merged), 1)
+    for block in vit.blocks[3:]:
+        x = block(x)
+    torch.testing.assert_close(system(pictures()), vit.forward_head(vit.norm(x)), atol=1e-5, rtol=1e-4)
+    assert system.schedule == (64, 64, 5, 5, 5, 5)
+    assert tp.macs(system).total == flops(system, pictures(1))
+
+
+def test_a_patch_merger_meets_a_budget_and_learns_its_queries():
+    system = PatchMergerViT(small_vit(), saving=0.5).train()
+    assert 1 - tp.macs(system).total / tp.macs(system.vit).total == pytest.approx(0.5, abs=0.03)
+    system(pictures()).square().mean().backward()
+    assert all(q.grad is not None and q.grad.abs().sum() > 0 for q in system.queries)
+    assert "queries.0" in system.no_weight_decay()
+    with pytest.raises(ValueError, match=r"Give keep=0.7 or saving=0.42"):
+        PatchMergerViT(small_vit())
 
 
 def test_rivals_refuse_models_they_would_get_wrong():

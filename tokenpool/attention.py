@@ -3,7 +3,8 @@
 A token's score is the attention it receives from all others (PoWER-BERT; P). timm's fused attention never forms the
 attention matrix, so a block that pools by score runs `block_with_score`: timm's own modules in timm's own order, with
 `attend_and_score` in the middle, which never holds more of the matrix than fits a cache. A test holds it equal to
-timm's block for every block type below; any other type is refused. Blocks that need no score never come here.
+timm's block for every block type below; any other type is refused. Blocks that need no score keep fused attention:
+most are timm's own forward, those that must be stopped in the middle or asked for their keys come here all the same.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ SCORES = {
     "received_with_self": Score(lambda a: a.sum(2), None,
                                 "the same, with the attention a token pays to itself (TokenReduction's code; P)"),
     "class_token": Score(lambda a: a[:, :, 0], 1, "attention received from the class token (EViT; P)"),
+    "class_token_values": Score(lambda a: a[:, :, 0], 1,
+                                "the same, times the length of a token's value, all heads together (ATS; P)"),
 }
 
 
-def significance(attention: Tensor, prefix: int = 1, kind: str = "received") -> Tensor:
+def significance(attention: Tensor, prefix: int = 1, kind: str = "received", values: Tensor | None = None) -> Tensor:
     """Score of every patch token.
 
     Args:
@@ -49,56 +52,98 @@ def significance(attention: Tensor, prefix: int = 1, kind: str = "received") -> 
     >>> significance(a)          # 0.3 + 1.0 for the first patch, 0.2 + 0.3 for the second
     tensor([[1.3000, 0.5000]])
     """
-    return SCORES[kind].per_head(attention).mean(1)[:, prefix:]
+    return _over_heads(SCORES[kind].per_head(attention), prefix, kind, values)
+
+
+def _over_heads(per_head: Tensor, prefix: int, kind: str, values: Tensor | None) -> Tensor:
+    """(B, heads, N) -> (B, N - prefix)."""
+    score = per_head.mean(1)[:, prefix:]
+    if kind == "class_token_values":
+        if values is None:
+            raise ValueError("The score 'class_token_values' needs values=, the attention's values; none came. "
+                             "Use 'class_token' where there are none.")
+        score = score * values[:, :, prefix:].float().square().sum((1, 3)).sqrt()
+    return score
 
 
 class Wanted(NamedTuple):
-    """What is to be read off the attention: `significance` of it, in float32 and without gradient."""
+    """What is to be read off a block's attention besides keys and values."""
 
-    kind: str | None                        # a name of `SCORES`; None: nothing
+    kind: str | None                # a name of `SCORES`; None: nothing, and attention stays fused where it can
     prefix: int
-    kernel: str = "auto"                    # see tokenpool.kernels
+    kernel: str = "auto"            # see tokenpool.kernels
 
-    def of(self, attention: Tensor) -> Tensor | None:
-        return None if self.kind is None else significance(attention.detach().float(), self.prefix, self.kind)
+    def of(self, attention: Tensor, values: Tensor) -> Tensor | None:
+        """The score, in float32 and without gradient."""
+        return None if self.kind is None else significance(attention.detach().float(), self.prefix, self.kind,
+                                                           values.detach())
 
 
-def block_with_score(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
-                     wanted: Wanted | None = None) -> tuple[Tensor, Any]:
-    """A whole block: tokens (B, N, C) -> tokens after it and the score (B, N - prefix) of its attention.
+class Seen(NamedTuple):
+    """What a block's attention lets us see."""
+
+    attention: Tensor | None        # (B, heads, N, N); None where something else was wanted
+    score: Tensor | None            # (B, N - prefix), where it was wanted
+    keys: Tensor                    # (B, key heads, N, head_dim), normalised where the model does, before rotation
+    values: Tensor                  # (B, key heads, N, head_dim)
+
+
+def block_with_score(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None
+                     ) -> tuple[Tensor, Tensor]:
+    """A whole block: tokens (B, N, C) -> tokens after it and its attention (B, heads, N, N)."""
+    x, seen = block_seen(block, x, rope, bias)
+    assert seen.attention is not None
+    return x, seen.attention
+
+
+def block_seen(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, wanted: Wanted | None = None
+               ) -> tuple[Tensor, Seen]:
+    """A whole block, and what can be seen of its attention.
 
     Args:
-        wanted: None: the attention itself instead, (B, heads, N, N).
+        wanted: None: the whole matrix.
     """
     if isinstance(block, (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)):
-        x, attention = _parallel_scaling(block, x, bias)
-        return x, attention if wanted is None else wanted.of(attention)
-    x, seen = attention_half(block, x, rope, bias, wanted=wanted)
+        return _parallel_scaling(block, x, bias, wanted)
+    x, seen = half_seen(block, x, rope, bias, wanted=wanted)
     return mlp_half(block, x), seen
 
 
 def attention_half(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
-                   visible: Tensor | None = None, wanted: Wanted | None = None) -> tuple[Tensor, Any]:
-    """The first half of a block: x + attention(x), and the attention matrix, or the score that is wanted of it.
+                   visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The first half of a block: x + attention(x), and the attention matrix.
 
     Args:
         visible: (B, N) 0 or 1, with gradient: a token that is not visible is attended to by itself only.
     """
+    x, seen = half_seen(block, x, rope, bias, visible)
+    assert seen.attention is not None
+    return x, seen.attention
+
+
+def half_seen(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, visible: Tensor | None = None,
+              wanted: Wanted | None = None) -> tuple[Tensor, Seen]:
+    """The first half of a block, and what can be seen of its attention; arguments as above."""
     if isinstance(block, timm_vit.ParallelThingsBlock):
         branches: Any = block.attns
         parts = [_attend(a.attn, a.norm(x), rope, bias, visible, wanted) for a in branches]
         y = torch.stack([a.drop_path(a.ls(part[0])) for a, part in zip(branches, parts, strict=True)]).sum(0)
-        seen = [part[1] for part in parts if part[1] is not None]
-        return x + y, torch.stack(seen).mean(0) if seen else None
+        attention, score, keys, values = zip(*(part[1] for part in parts), strict=True)
+        return x + y, Seen(_mean(attention), _mean(score), torch.cat(keys, 1), torch.cat(values, 1))
     if isinstance(block, (timm_vit.ResPostBlock, timm_eva.EvaBlockPostNorm)):
-        y, attention = _attend(block.attn, x, rope, bias, visible, wanted)
-        return x + block.drop_path1(block.norm1(y)), attention
-    y, attention = _attend(block.attn, block.norm1(x), rope, bias, visible, wanted)
+        y, seen = _attend(block.attn, x, rope, bias, visible, wanted)
+        return x + block.drop_path1(block.norm1(y)), seen
+    y, seen = _attend(block.attn, block.norm1(x), rope, bias, visible, wanted)
     if isinstance(block, timm_eva.EvaBlock):
         y = y if block.gamma_1 is None else block.gamma_1 * y
     else:
         y = block.ls1(y)
-    return x + block.drop_path1(y), attention
+    return x + block.drop_path1(y), seen
+
+
+def _mean(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.stack(there).mean(0) if there else None
 
 
 def mlp_half(block: Any, x: Tensor) -> Tensor:
@@ -187,14 +232,15 @@ def why_not(block: Any) -> str | None:
 # ---- timm's attention modules, with the matrix in the open ----
 
 def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, visible: Tensor | None = None,
-            wanted: Wanted | None = None) -> tuple[Tensor, Any]:
-    B, N, _ = x.shape
+            wanted: Wanted | None = None) -> tuple[Tensor, Seen]:
+    N = x.shape[1]
     if isinstance(attn, DiffAttention):
         q, k, v = attn.qkv(x).chunk(3, dim=2)
-        y, attention = _differential(attn, q, k, v, bias)
-        return attn.proj_drop(attn.proj(attn.norm(y))), attention if wanted is None else wanted.of(attention)
+        y, seen = _differential(attn, q, k, v, bias, wanted)
+        return attn.proj_drop(attn.proj(attn.norm(y))), seen
     q, k, v = _queries_keys_values(attn, x)
     q, k = attn.q_norm(q), attn.k_norm(k)
+    keys, values = k, v
     if rope is not None:
         p, half = attn.num_prefix_tokens, attn.rotate_half
         q, k = (torch.cat([t[:, :, :p], apply_rot_embed_cat(t[:, :, p:], rope, half=half)], 2).type_as(v)
@@ -202,19 +248,23 @@ def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, visi
     if getattr(attn, "num_kv_groups", 1) > 1:
         k, v = (t.repeat_interleave(attn.num_kv_groups, dim=1) for t in (k, v))
     if wanted is not None:
-        y, seen = attend_and_score(q, k, v, attn.scale, bias, wanted, attn.attn_drop)
-    else:
-        seen = _softmax(q, k, attn.scale, bias)
-        if visible is not None:
-            # Renormalising afterwards equals masking the logits, and gives a gradient to the zeros of `visible`.
-            itself = torch.eye(N, device=x.device, dtype=seen.dtype)
-            seen = seen * (visible[:, None, None, :] * (1 - itself) + itself).to(seen.dtype)
-            seen = seen / seen.sum(-1, keepdim=True).clamp(min=1e-6)
-        y = attn.attn_drop(seen) @ v
-    y = attn.norm(y.transpose(1, 2).reshape(B, N, -1))
+        y, score = attend_and_score(q, k, v, attn.scale, bias, wanted, values, attn.attn_drop)
+        return _project(attn, x, y), Seen(None, score, keys, values)
+    attention = _softmax(q, k, attn.scale, bias)
+    if visible is not None:
+        # Renormalising afterwards equals masking the logits, and gives a gradient to the zeros of `visible`.
+        itself = torch.eye(N, device=x.device, dtype=attention.dtype)
+        attention = attention * (visible[:, None, None, :] * (1 - itself) + itself).to(attention.dtype)
+        attention = attention / attention.sum(-1, keepdim=True).clamp(min=1e-6)
+    return _project(attn, x, attn.attn_drop(attention) @ v), Seen(attention, None, keys, values)
+
+
+def _project(attn: Any, x: Tensor, y: Tensor) -> Tensor:
+    """What follows the weighted sum of values: (B, heads, N, head_dim) -> (B, N, C)."""
+    y = attn.norm(y.transpose(1, 2).reshape(*x.shape[:2], -1))
     if getattr(attn, "gate", None) is not None:
         y = y * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(y)), seen
+    return attn.proj_drop(attn.proj(y))
 
 
 # ---- attention and its score, without the whole matrix ----
@@ -223,7 +273,7 @@ _LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}     # entries of the matrix held at 
 
 
 def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, wanted: Wanted,
-                     drop: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
+                     values: Tensor | None = None, drop: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
     """softmax(q k' * scale + bias) v, (B, heads, N, head_dim), and the score of its attention, (B, N - prefix).
 
     Three ways to the same numbers. Where a class token is the only judge, its row is a small extra. On a GPU, and with
@@ -232,13 +282,14 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
     look.
 
     Args:
-        q, k, v: (B, heads, N, head_dim). bias: (B, 1, 1, N) or None. drop: dropout of the attention, in training.
+        q, k, v: (B, heads, N, head_dim). bias: (B, 1, 1, N) or None. values: v before it was repeated for groups of
+            heads, where the score looks at it. drop: dropout of the attention, in training.
     """
-    score = None if wanted.kind is None else SCORES[wanted.kind]
+    score, kind = None if wanted.kind is None else SCORES[wanted.kind], wanted.kind or ""
     if score and score.queries is None and q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad):
         pieces = [(a @ part_v, score.per_head(a.float())) for a, part_v in _pieces(q, k, v, scale, bias)]
         y, seen = (_whole(part, q.shape[1]) for part in zip(*pieces, strict=True))
-        return y, seen.mean(1)[:, wanted.prefix:]
+        return y, _over_heads(seen.detach(), wanted.prefix, kind, values)
     p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
     y = nn.functional.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), p, scale=scale)
     if score is None:
@@ -250,7 +301,7 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
         else:
             looked = q if score.queries is None else q[:, :, :score.queries]
             seen = _whole([score.per_head(a.float()) for a, _ in _pieces(looked, k, v, scale, bias)], q.shape[1])
-        return y, seen.mean(1)[:, wanted.prefix:]
+        return y, _over_heads(seen, wanted.prefix, kind, values)
 
 
 def _pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -302,34 +353,44 @@ def _queries_keys_values(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
     return tuple(heads(t, attn.num_heads) for t in qkv.chunk(3, dim=-1))
 
 
-def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, wanted: Wanted | None
+                  ) -> tuple[Tensor, Seen]:
     """Softmax minus lambda times a second softmax. The score is read off the first, which is a distribution (I)."""
     B, N, C = q.shape
     q, k = (t.reshape(B, N, 2 * attn.num_heads, attn.head_dim).transpose(1, 2) for t in (q, k))
     v = v.reshape(B, N, attn.num_heads, 2 * attn.head_dim).transpose(1, 2)
-    both = _softmax(attn.q_norm(q), attn.k_norm(k), attn.scale, bias)
+    k = attn.k_norm(k)
+    both = _softmax(attn.q_norm(q), k, attn.scale, bias)
     first, second = attn.attn_drop(both).view(B, attn.num_heads, 2, N, N).unbind(2)
     # two products, as in timm's fused path
     y = first @ v - attn._compute_lambda().type_as(q) * (second @ v)
     y = attn.sub_norm(y) * (1 - attn.lambda_init)
-    return y.transpose(1, 2).reshape(B, N, C), both.view(B, attn.num_heads, 2, N, N)[:, :, 0]
+    first = both.view(B, attn.num_heads, 2, N, N)[:, :, 0]                   # without dropout
+    return y.transpose(1, 2).reshape(B, N, C), _seen_of(first, k, v, wanted)
 
 
-def _parallel_scaling(block: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _seen_of(attention: Tensor, keys: Tensor, values: Tensor, wanted: Wanted | None) -> Seen:
+    return Seen(attention, None, keys, values) if wanted is None else Seen(None, wanted.of(attention, values), keys,
+                                                                           values)
+
+
+def _parallel_scaling(block: Any, x: Tensor, bias: Tensor | None, wanted: Wanted | None) -> tuple[Tensor, Seen]:
     """Blocks that compute attention and MLP side by side out of one projection."""
     B, N, C = x.shape
     mlp, q, k, v = torch.split(block.in_proj(block.in_norm(x)), block.in_split, dim=-1)
     if block.mlp_bias is not None:
         mlp = mlp + block.mlp_bias
     if isinstance(block, timm_vit.DiffParallelScalingBlock):
-        y, attention = _differential(block, q, k, v, bias)
+        y, seen = _differential(block, q, k, v, bias, wanted)
     else:
         q, k, v = (t.view(B, N, block.num_heads, block.head_dim) for t in (q, k, v))
-        attention = _softmax(block.q_norm(q).transpose(1, 2), block.k_norm(k).transpose(1, 2), block.scale, bias)
-        y = (block.attn_drop(attention) @ v.transpose(1, 2)).transpose(1, 2).reshape(B, N, C)
+        q, k, v = (t.transpose(1, 2) for t in (block.q_norm(q), block.k_norm(k), v))
+        attention = _softmax(q, k, block.scale, bias)
+        y = (block.attn_drop(attention) @ v).transpose(1, 2).reshape(B, N, C)
+        seen = _seen_of(attention, k, v, wanted)
     mlp = block.mlp_drop(block.mlp_act(mlp))
     if getattr(block, "attn_out_proj", None) is not None:
         y = block.attn_out_proj(y) + block.mlp_out_proj(mlp)
     else:
         y = block.out_proj(torch.cat((y, mlp), dim=-1))
-    return x + block.drop_path(block.ls(y)), attention
+    return x + block.drop_path(block.ls(y)), seen

@@ -1,7 +1,7 @@
-"""Two rivals of the paper that have weights of their own: convolution on the grid, and DynamicViT.
+"""Rivals that have weights of their own: convolution on the grid, DynamicViT, and the patch merger.
 
-Both hold a timm ViT and share its parameters, as `PooledViT` does, and both really drop tokens at test time. The
-methods without weights (random, importance, top-K, clustering) are in methods.py.
+All hold a timm ViT and share its parameters, as `PooledViT` does, and all really have fewer tokens at test time. The
+methods without weights (random, importance, top-K, clustering, ToMe, ...) are in methods.py.
 """
 
 from __future__ import annotations
@@ -173,7 +173,50 @@ class Predictor(nn.Module):
         return channels * channels + channels * half + half * quarter + quarter * 2
 
 
-class DynamicViT(_Staged):
+class _ByShare(_Staged):
+    """Before each of a few blocks the share rho of the tokens goes on: K = int(N rho^s) after the s-th.
+
+    Args:
+        keep: rho. saving: in its place, share of the cost.
+        stages: blocks (from 0) before which tokens become fewer; None: at a quarter, half and three quarters of the
+            depth (DynamicViT: 3, 6, 9 of 12; P).
+    """
+
+    def __init__(self, vit: nn.Module, keep: float | None, saving: float | None, stages: Sequence[int] | None) -> None:
+        super().__init__(vit)
+        if (keep is None) == (saving is None):
+            raise ValueError("Give keep=0.7 or saving=0.42, one of the two.")
+        depth = len(self.vit.blocks)
+        quarters = sorted({max(1, depth * q // 4) for q in (1, 2, 3)})
+        self.stages = tuple(quarters if stages is None else stages)
+        if list(self.stages) != sorted(set(self.stages)) or not all(0 < s < depth for s in self.stages):
+            raise ValueError(f"stages={list(self.stages)} are not rising block numbers from 1 to {depth - 1}.")
+        if keep is not None and not 0 < keep <= 1:
+            raise ValueError(f"keep={keep} is not a share of tokens. Use a number above 0 and up to 1, such as 0.7.")
+        self.rho = keep if keep is not None else self._rho_for(saving or 0.0)
+
+    def _kept(self, rho: float) -> list[int]:
+        """Tokens after each stage."""
+        N = self.vit.patch_embed.num_patches
+        return [max(1, int(N * rho ** (s + 1))) for s in range(len(self.stages))]
+
+    def _tokens(self, rho: float) -> tuple[int, ...]:
+        kept = [self.vit.patch_embed.num_patches, *self._kept(rho)]
+        return tuple(kept[sum(stage <= block + 1 for stage in self.stages)] for block in range(len(self.vit.blocks)))
+
+    def _rho_for(self, saving: float) -> float:
+        rho, got = self._nearest(saving, (r / 1000 for r in range(1, 1001)), self._tokens)
+        if abs(got - saving) > 0.03:
+            raise ValueError(f"saving={saving} cannot be reached by dropping before blocks {self.stages}: the nearest "
+                             f"is {got:.2f}. Use that, or earlier stages.")
+        return rho
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        return self._tokens(self.rho)
+
+
+class DynamicViT(_ByShare):
     """DynamicViT (Rao et al. 2021; design P, from its code): small networks learn which tokens to drop.
 
     In training no token is removed: a hard Gumbel mask hides dropped tokens from all others, so that shapes stay and
@@ -190,17 +233,7 @@ class DynamicViT(_Staged):
 
     def __init__(self, vit: nn.Module, keep: float | None = None, *, saving: float | None = None,
                  stages: Sequence[int] | None = None, distill: bool = False, ratio_weight: float = 2.0) -> None:
-        super().__init__(vit)
-        if (keep is None) == (saving is None):
-            raise ValueError("Give keep=0.7 or saving=0.42, one of the two.")
-        depth = len(self.vit.blocks)
-        quarters = sorted({max(1, depth * q // 4) for q in (1, 2, 3)})
-        self.stages = tuple(quarters if stages is None else stages)
-        if list(self.stages) != sorted(set(self.stages)) or not all(0 < s < depth for s in self.stages):
-            raise ValueError(f"stages={list(self.stages)} are not rising block numbers from 1 to {depth - 1}.")
-        if keep is not None and not 0 < keep <= 1:
-            raise ValueError(f"keep={keep} is not a share of tokens. Use a number above 0 and up to 1, such as 0.7.")
-        self.rho = keep if keep is not None else self._rho_for(saving or 0.0)
+        super().__init__(vit, keep, saving, stages)
         self.ratio_weight, self.distill = ratio_weight, distill
         self.predictors = nn.ModuleList(Predictor(self.vit.embed_dim) for _ in self.stages)
         self.teacher: Any = copy.deepcopy(vit).requires_grad_(False).eval() if distill else None
@@ -210,22 +243,6 @@ class DynamicViT(_Staged):
         if self.teacher is not None:
             self.teacher.eval()
         return self
-
-    def _tokens(self, rho: float) -> tuple[int, ...]:
-        N = self.vit.patch_embed.num_patches
-        kept = [N, *(max(1, int(N * rho ** (s + 1))) for s in range(len(self.stages)))]
-        return tuple(kept[sum(stage <= block + 1 for stage in self.stages)] for block in range(len(self.vit.blocks)))
-
-    def _rho_for(self, saving: float) -> float:
-        rho, got = self._nearest(saving, (r / 1000 for r in range(1, 1001)), self._tokens)
-        if abs(got - saving) > 0.03:
-            raise ValueError(f"saving={saving} cannot be reached by dropping before blocks {self.stages}: the nearest "
-                             f"is {got:.2f}. Use that, or earlier stages.")
-        return rho
-
-    @property
-    def schedule(self) -> tuple[int, ...]:
-        return self._tokens(self.rho)
 
     def _step_macs(self, n: int, k: int) -> int:
         return n * Predictor.macs(self.vit.embed_dim)
@@ -272,3 +289,43 @@ class DynamicViT(_Staged):
             kept = keep.detach()
             terms["teacher_tokens"] = 0.5 * (apart * kept).sum() / kept.sum().clamp(min=1)
         return logits, terms
+
+
+class PatchMergerViT(_ByShare):
+    """Patch merger (Renggli et al. 2022, "Learning to Merge Tokens in Vision Transformers"): K learned queries attend
+    to all tokens, and what each gathers is a new token: softmax(Q LN(x)^T / sqrt(C)) LN(x).
+
+    The paper has one merger in the middle of the network with K = 8 (S: stages=[depth // 2]); here, by default, three
+    as in the other rivals, so that the same budgets can be met (I). The class token passes by (I), the scale of the
+    logits and the queries' first values are ours (?). Tokens of the output have no place in the picture any more.
+
+    Args:
+        keep, saving, stages: as in `DynamicViT`.
+    """
+
+    def __init__(self, vit: nn.Module, keep: float | None = None, *, saving: float | None = None,
+                 stages: Sequence[int] | None = None) -> None:
+        super().__init__(vit, keep, saving, stages)
+        C = self.vit.embed_dim
+        self.norms = nn.ModuleList(nn.LayerNorm(C) for _ in self.stages)
+        # normalised tokens have length sqrt(C): logits start with a spread of one
+        self.queries = nn.ParameterList(nn.Parameter(torch.randn(k, C)) for k in self._kept(self.rho))
+
+    def _step_macs(self, n: int, k: int) -> int:
+        return 2 * n * k * self.vit.embed_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (batch, channels, height, width) -> logits (batch, classes)."""
+        x = self._embed(x)
+        prefix = self.vit.num_prefix_tokens
+        for index, block in enumerate(self.vit.blocks):
+            if index in self.stages:
+                stage = self.stages.index(index)
+                patches = self.norms[stage](x[:, prefix:])
+                share = (self.queries[stage] @ patches.mT / math.sqrt(patches.shape[2])).softmax(-1)
+                x = torch.cat((x[:, :prefix], share @ patches), 1)
+            x = block(x)
+        return self._head(x)
+
+    def no_weight_decay(self) -> set[str]:
+        return super().no_weight_decay() | {name for name, _ in self.named_parameters() if name.startswith("queries.")}

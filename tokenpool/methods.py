@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenpool import kernels, pool, select
+from tokenpool import kernels, peers, pool, select
 from tokenpool.pool import Pooled
 
 
@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 class Request:
     """One call's tensors, as every method sees them."""
 
-    x: Tensor                         # (B, N, C) centred, float32, no gradient
+    x: Tensor                         # (B, N, D) features to compare, centred, float32, no gradient
     k: int
     weights: Tensor | None            # (B, N) significance score
     counts: Tensor | None             # (B, N) how many original tokens each stands for already
@@ -40,15 +40,18 @@ class Request:
     start: Callable[[Request, Tensor | None, Tensor], Tensor]
     n_iter: int
     ops: ModuleType                   # pool.py, or a kernel with the same functions
+    raw: Tensor                       # x before it was centred: an angle depends on the origin
+    depth: float | None               # share of the model's blocks passed, where there is a model
 
 
 class Method(NamedTuple):
     choose: Callable[[Request, Tensor], Choice]
-    kind: str                         # "selection", "grid" or "clustering"
+    kind: str                         # "selection", "grid", "clustering" (from a start), "merging" (without)
     scored: bool                      # ranks or draws by the weights: an error without them
     weighted: bool                    # also weights the tokens by them
     macs: Callable[[int, int, int, int], int]     # (n, k, channels, n_iter) -> multiply-adds of the choice, one picture
     story: str                        # the sentence a learner reads in the drop-down
+    score: str = "received"           # what a model ranks by unless told otherwise, see tokenpool.attention.SCORES
 
 
 def _k_medoids(r: Request, mass: Tensor) -> Choice:
@@ -104,6 +107,32 @@ METHODS: dict[str, Method] = {
     "wk_medoids": Method(
         _k_medoids, "clustering", True, True, _gram_macs,
         "cluster around K of the tokens, weighting by score (Token Pooling)"),
+    # what others do; see peers.py for sources and for what is ours in them
+    "top_k_class": Method(
+        lambda r, mass: Choice(indices=select.keep_top_k(r.k, _scores(r))),
+        "selection", True, False, _free, "keep the K tokens the class token attends to most", "class_token"),
+    "evit": Method(
+        lambda r, mass: Choice(*peers.evit(_scores(r), r.k)),
+        "merging", True, True, _free, "keep K - 1 by the class token's attention, fuse the rest into one (EViT)",
+        "class_token"),
+    "ats": Method(
+        lambda r, mass: Choice(indices=peers.ats(_scores(r), r.k)),
+        "selection", True, False, _free, "sample tokens at even steps of the summed score (ATS)", "class_token_values"),
+    "tome": Method(
+        lambda r, mass: Choice(*peers.tome(r.raw, r.k, mass)),
+        "merging", False, False, lambda n, k, c, t: peers.tome_macs(n, k, c),
+        "split tokens in two halves, merge the most similar pairs between them (ToMe)"),
+    "pitome": Method(
+        lambda r, mass: Choice(*peers.pitome(r.raw, r.k, mass, r.depth)),
+        "merging", False, False, lambda n, k, c, t: peers.pitome_macs(n, k, c),
+        "merge pairs among the tokens that have many alike, protect the others (PiToMe)"),
+    "dpc_knn": Method(
+        lambda r, mass: Choice(*peers.dpc_knn(r.ops.pairwise(r.x), r.k, r.x.shape[2])),
+        "merging", False, False, _gram_macs,
+        "centres are dense and far from denser ones, the rest goes to the nearest (DPC-KNN)"),
+    "agglomerative": Method(
+        lambda r, mass: Choice(*peers.agglomerative(peers.cosine_distances(r.raw), r.k, mass)),
+        "merging", False, False, _gram_macs, "join the two nearest clusters, again and again, until K are left (ATC)"),
 }
 
 
@@ -224,26 +253,37 @@ class Pooling:
 
     @torch.no_grad()
     def choose(self, x: Tensor, k: int, weights: Tensor | None = None, counts: Tensor | None = None, *,
-               noise: Tensor, positions: Tensor, aspect: float = 1.0, start: Tensor | None = None) -> Choice:
-        """Decide, without gradient and without looking at values (so without waiting for a GPU)."""
-        parts = [self._choose(*part, k=k, noise=noise, aspect=aspect)
-                 for part in _in_parts(x, weights, counts, positions.expand(x.shape[0], -1, -1), start)]
+               noise: Tensor, positions: Tensor, aspect: float = 1.0, start: Tensor | None = None,
+               metric: Tensor | None = None, depth: float | None = None) -> Choice:
+        """Decide, without gradient and without looking at values (so without waiting for a GPU).
+
+        Args:
+            metric: (B, N, D) features to compare in place of x. depth: share of the blocks passed, for PiToMe.
+        """
+        parts = [self._choose(*part, k=k, noise=noise, aspect=aspect, depth=depth)
+                 for part in _in_parts(x if metric is None else metric, weights, counts,
+                                       positions.expand(x.shape[0], -1, -1), start)]
         return Choice(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _choose(self, x: Tensor, weights: Tensor | None, counts: Tensor | None, positions: Tensor,
-                start: Tensor | None, *, k: int, noise: Tensor, aspect: float) -> Choice:
+                start: Tensor | None, *, k: int, noise: Tensor, aspect: float, depth: float | None) -> Choice:
         with torch.autocast(x.device.type, enabled=False):     # float32: autocast would lose the argmin
-            x = pool.centred(x)
+            raw = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+            x = pool.centred(raw)
             weights = None if weights is None else weights.detach().to(x.dtype)
             counts = None if counts is None else counts.to(x.dtype)
             name = self.start_name(weights is not None)
             begin = STARTS[name].choose if start is None and name else _given(start)
             request = Request(x, k, weights, counts, noise.to(x), positions, aspect, begin, self.n_iter,
-                              kernels.pick(self.kernel, x.device))
+                              kernels.pick(self.kernel, x.device), raw, depth)
             return self.spec.choose(request, self._mass(x, weights if self.spec.weighted else None, counts))
 
     def stand_ins(self, x: Tensor, choice: Choice) -> Tensor:
-        """Labels (B, N) of a choice; worked out here for selections, which do not need them themselves."""
+        """Labels (B, N) of a choice; worked out here for selections, which do not need them themselves.
+
+        Args:
+            x: (B, N, D) tokens, or the features they are compared by.
+        """
         if choice.labels is not None:
             return choice.labels
         assert choice.indices is not None
@@ -256,7 +296,7 @@ class Pooling:
         if self.output_name == "medoid" and choice.indices is not None:
             return pool.take(x, choice.indices)
         assert choice.labels is not None
-        weighted = self.output_name == "weighted_mean" and self.spec.kind == "clustering"
+        weighted = self.output_name == "weighted_mean" and self.spec.kind in ("clustering", "merging")
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             mass = self._mass(wide, weights.detach() if weighted and weights is not None else None, counts)
@@ -264,20 +304,22 @@ class Pooling:
             means = [average(*part[:2], k, part[2]) for part in _in_parts(wide, choice.labels, mass)]
             return torch.cat(means).to(x.dtype)
 
-    def macs(self, n: int, k: int, c: int, stand_ins: bool = False) -> int:
+    def macs(self, n: int, k: int, c: int, stand_ins: bool = False, d: int | None = None) -> int:
         """Multiply-adds of one pooling of n tokens into k, of one picture: what the matrix products do.
 
         Args:
+            c: channels of the tokens. d: of the features they are compared by; None: c.
             stand_ins: whether somebody asks a selection for its labels.
         """
-        total = self.spec.macs(n, k, c, self.n_iter)
+        d = c if d is None else d
+        total = self.spec.macs(n, k, d, self.n_iter)
         start = self.start_name()
         if start and STARTS[start].grows and "medoids" not in self.method:
-            total += n * n * c
+            total += n * n * d
         if self.output_name != "medoid":
             total += n * k * c
         if stand_ins and self.spec.kind == "selection":
-            total += n * k * c
+            total += n * k * d
         return total
 
     @staticmethod
@@ -304,6 +346,7 @@ def _in_parts(x: Tensor, *others: Tensor | None) -> Iterator[list[Any]]:
 def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tensor | None = None,
                 counts: Tensor | None = None, init: str | Tensor | None = None, n_iter: int = 5,
                 output: str | None = None, kernel: str = "auto", grid: tuple[int, int] | None = None,
+                metric: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Pooled:
     """Replace N tokens by K that stand in for them (paper, Algorithm 1).
 
@@ -319,6 +362,8 @@ def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tenso
             None: "top_k" (Algorithm 1) where weights are given, else "farthest_first".
         n_iter: rounds of a clustering. output, kernel: see `Pooling`.
         grid: (rows, columns) of the tokens for "grid_average"; None: a square, where N is one.
+        metric: (batch, tokens, D), features in which tokens are compared, such as attention keys. None: the tokens.
+            What is kept or averaged is always x, and so is what inertia is about.
         generator: for the random methods and starts. None is a fixed seed: the same input gives the same answer.
             One draw of N numbers serves the whole batch, so an answer does not depend on a picture's companions.
 
@@ -342,7 +387,7 @@ def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tenso
     """
     start = init if isinstance(init, Tensor) else None
     pooling = Pooling(method, None if isinstance(init, Tensor) else init, n_iter, output, kernel)
-    _check(x, k, pooling, weights, counts, start, grid)
+    _check(x, k, pooling, weights, counts, start, grid, metric)
     N = x.shape[1]
     if generator is None:
         generator = torch.Generator().manual_seed(0)
@@ -352,8 +397,9 @@ def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tenso
         positions = select.grid_positions(rows, cols, x.device)
     else:                                             # not a grid: only "grid_average" would mind, and it has checked
         positions = x.new_zeros(1, N, 2)
-    choice = pooling.choose(x, k, weights, counts, noise=noise, positions=positions, aspect=rows / cols, start=start)
-    labels = pooling.stand_ins(x, choice)
+    choice = pooling.choose(x, k, weights, counts, noise=noise, positions=positions, aspect=rows / cols, start=start,
+                            metric=metric)
+    labels = pooling.stand_ins(x if metric is None else metric, choice)
     tokens = pooling.combine(x, k, choice, weights, counts)
     return Pooled(tokens, labels, count(labels, k, counts),
                   choice.indices if pooling.output_name == "medoid" or "medoids" in method else None,
@@ -378,7 +424,7 @@ def inertia(x: Tensor, tokens: Tensor, labels: Tensor, weights: Tensor | None = 
 # ---- what can be wrong with a request: what came, what is allowed, what to type ----
 
 def _check(x: Tensor, k: int, pooling: Pooling, weights: Tensor | None, counts: Tensor | None,
-           start: Tensor | None, grid: tuple[int, int] | None) -> None:
+           start: Tensor | None, grid: tuple[int, int] | None, metric: Tensor | None = None) -> None:
     if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
         came = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"Tokens must be a float tensor of shape (batch, tokens, channels); {came} came. "
@@ -401,6 +447,9 @@ def _check(x: Tensor, k: int, pooling: Pooling, weights: Tensor | None, counts: 
         if values is not None and values.shape != (B, N):
             raise ValueError(f"{what} of shape {tuple(values.shape)} came for tokens of shape {tuple(x.shape)}. "
                              f"Pass one number per token: shape {(B, N)}.")
+    if metric is not None and (metric.ndim != 3 or metric.shape[:2] != (B, N) or not metric.is_floating_point()):
+        raise ValueError(f"metric came as {metric.dtype} of shape {tuple(metric.shape)} for tokens of shape "
+                         f"{tuple(x.shape)}. Pass float features per token: shape {(B, N)} + (D,).")
     if start is not None:
         _check_start(start, B, N, k)
     if name == "grid_average":
@@ -416,6 +465,9 @@ def _check(x: Tensor, k: int, pooling: Pooling, weights: Tensor | None, counts: 
         bad = int((~torch.isfinite(x)).any(-1).sum())
         raise ValueError(f"{bad} of {B * N} tokens hold NaN or infinity, which have no distance to anything. "
                          "Find where they come from (torch.isfinite(x)) before pooling.")
+    if metric is not None and not torch.isfinite(metric).all():
+        raise ValueError("metric holds NaN or infinity, which have no distance to anything. "
+                         "Find where they come from (torch.isfinite(metric)) before pooling.")
     for what, values in (("weights", weights), ("counts", counts)):
         if values is None:
             continue

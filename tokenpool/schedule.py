@@ -2,12 +2,16 @@
 
 K is the same for every picture, so shapes are static (paper; S). The paper finds it with PoWER-BERT's soft masks;
 `from_soft_masks` reads those. Without a search, a geometric series is the plain choice: `geometric`, and
-`for_saving`, which finds the series that meets a cost budget.
+`for_saving`, which finds the series that meets a cost budget. `by_error` finds the K that lose least within a budget,
+from what each block loses at each K; it needs no training and no labels (I: neither the paper nor PoWER-BERT has it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 
 def check_schedule(schedule: Sequence[int], depth: int, n: int, prefix: int = 0) -> tuple[int, ...]:
@@ -110,3 +114,101 @@ def from_soft_masks(masks: Sequence[Sequence[float]]) -> tuple[int, ...]:
         k = max(1, int(sum(values) + 1e-6))
         ks.append(min(k, ks[-1]) if ks else k)
     return tuple(ks)
+
+
+def levels(n: int, rate: float) -> tuple[int, ...]:
+    """Numbers of tokens from n to 1, each about `rate` times the one before.
+
+    >>> levels(64, 0.5)
+    (64, 32, 16, 8, 4, 2, 1)
+    """
+    ks = [n]
+    while ks[-1] > 1:
+        ks.append(max(1, min(ks[-1] - 1, round(ks[-1] * rate))))
+    return tuple(ks)
+
+
+def between(curve: Mapping[int, float], ks: Sequence[int]) -> dict[int, float]:
+    """A measured curve K -> error, made never to fall as K falls, and read off at other K.
+
+    Straight in log K and log error, for errors fall like a power of K; straight in the error itself next to an error
+    of 0. A curve straight in the error everywhere would make the K that were measured look better than the rest.
+
+    >>> between({16: 0.0, 8: 0.25, 4: 1.0, 2: 1.0, 1: 4.0}, [16, 8, 4, 2, 1])
+    {16: 0.0, 8: 0.25, 4: 1.0, 2: 1.0, 1: 4.0}
+    """
+    known = sorted(curve, reverse=True)
+    at = [-math.log(k) for k in known]
+    errors = np.maximum.accumulate([curve[k] for k in known])
+    first = max(1, int((errors <= 0).sum()))                 # errors[first:] are above 0
+    found = {}
+    for k in ks:
+        straight = float(np.interp(-math.log(k), at, errors))
+        bent = float(np.exp(np.interp(-math.log(k), at[first:], np.log(errors[first:])))) if first < len(at) else 0.0
+        found[k] = bent if first < len(at) and k <= known[first] else straight
+    return found
+
+
+def by_error(errors: Sequence[Mapping[int, float]], cost: Callable[[int, int, int], int], budget: int,
+             bins: int = 4096) -> tuple[int, ...]:
+    """The schedule that loses least within a cost budget: exact, by dynamic programming.
+
+    What block l loses by going from n tokens to k is errors[l][k] - errors[l][n], and the losses of all blocks are
+    added up (I). Behind the last block nothing is pooled: it would save nothing.
+
+    Args:
+        errors: for each block but the last, error by number of tokens kept there: the same numbers of tokens for all
+            blocks, the largest being N.
+        cost: (block, tokens in, tokens out) -> multiply-adds of the block, its pooling, and for the last block of what
+            follows it.
+        budget: of all blocks together, never exceeded.
+        bins: costs are rounded up to budget / bins, so that the sum is exact to depth / bins of the budget; where the
+            budget is no larger than bins, altogether.
+
+    Raises:
+        ValueError: even one token after the first block costs more.
+
+    >>> curve = {4: 0.0, 2: 1.0, 1: 5.0}
+    >>> by_error([curve, {4: 0.0, 2: 0.5, 1: 9.0}], lambda block, n, k: n, budget=10)     # 4 + 4 + 2
+    (4, 2, 2)
+    """
+    ks = sorted(errors[0], reverse=True)
+    if any(sorted(curve, reverse=True) != ks for curve in errors):
+        raise ValueError("The error curves do not name the same numbers of tokens. Measure all blocks at the same K.")
+    unit = max(1, -(-budget // bins))
+    width = max(budget, 0) // unit
+    depth = len(errors) + 1
+    # least[i, w]: smallest loss of all ways to have ks[i] tokens here at a cost of w or less
+    least = np.full((len(ks), width + 1), np.inf)
+    least[0] = 0.0
+    came_from: list[np.ndarray] = []
+    price: list[np.ndarray] = []
+    for block in range(depth):
+        last = block == depth - 1
+        spent = np.array([[-(-cost(block, n, k) // unit) if k <= n and (k == n or not last) else width + 1
+                           for k in ks] for n in ks])
+        new, origin = np.full_like(least, np.inf), np.zeros(least.shape, dtype=np.int32)
+        for i, n in enumerate(ks):
+            for j, k in enumerate(ks):
+                w = int(spent[i, j])
+                if w > width:
+                    continue
+                loss = least[i, :width + 1 - w] + (0.0 if last else errors[block][k] - errors[block][n])
+                better = loss < new[j, w:]
+                new[j, w:][better] = loss[better]
+                origin[j, w:][better] = i
+        least = new
+        came_from.append(origin)
+        price.append(spent)
+    at, w = int(least[:, width].argmin()), width
+    if not np.isfinite(least[at, width]):
+        smallest = cost(0, ks[0], ks[-1]) + sum(cost(block, ks[-1], ks[-1]) for block in range(1, depth))
+        raise ValueError(f"A budget of {budget} multiply-adds cannot be met: one token after the first block still "
+                         f"costs {smallest}. Use a smaller saving.")
+    found = []
+    for origin, spent in zip(reversed(came_from), reversed(price), strict=True):
+        before = int(origin[at, w])
+        found.append(ks[at])
+        w -= int(spent[before, at])
+        at = before
+    return tuple(reversed(found))

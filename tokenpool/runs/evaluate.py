@@ -22,12 +22,16 @@ from tokenpool.vit import PooledViT, macs
 
 _CACHED = 10_000             # pictures kept in memory between settings
 BUDGETS = (0.2, 0.3, 0.42, 0.5, 0.6, 0.7)
-#: figure of the paper -> methods it compares; "6" compares the starts of one method
+#: the paper's own methods, and those it compares with
+PAPERS = ("random", "importance", "importance_with_replacement", "top_k", "grid_average", "k_means", "wk_means",
+          "k_medoids", "wk_medoids")
+#: figure of the paper -> methods it compares; "6" compares the starts of one method, "peers" is what came later
 FIGURES = {
     "5a": ("random", "importance", "importance_with_replacement", "top_k", "wk_medoids", "grid_average"),
     "5b": ("k_means", "wk_means", "k_medoids", "wk_medoids"),
     "6": ("wk_medoids",),
-    "9": tuple(METHODS),
+    "9": PAPERS,
+    "peers": tuple(name for name in METHODS if name not in PAPERS),
 }
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tokenpool.attention import normalise_qk
-from tokenpool.baselines import ConvolutionViT, DynamicViT
+from tokenpool.baselines import ConvolutionViT, DynamicViT, PatchMergerViT
 from tokenpool.methods import METHODS
 from tokenpool.runs.datasets import Pictures, open_data
 from tokenpool.runs.evaluate import device_name, score
@@ -60,6 +60,8 @@ def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:
         return ConvolutionViT(vit, saving=job.saving)
     if job.system == "dynamic_vit":
         return DynamicViT(vit, saving=job.saving, distill=job.distill)
+    if job.system == "patch_merger":
+        return PatchMergerViT(vit, saving=job.saving)
     schedule = list(load_schedule(job.schedule, results)) if job.schedule else None
     return PooledViT(vit, schedule, saving=None if schedule else job.saving, method=job.system,
                      init=job.start or None, carry_counts=job.counts, seed=job.seed)

@@ -18,6 +18,7 @@ SYSTEMS = {
     "plain": "no pooling: the base model, trained on as long as the others, so that the comparison is fair",
     "convolution": "strided convolution on the grid of patches, the class token passes by (Fig. 8)",
     "dynamic_vit": "DynamicViT: small networks learn which tokens to drop (Fig. 3b)",
+    "patch_merger": "patch merger: learned queries gather the tokens (Renggli 2022; not in the paper)",
 }
 
 
