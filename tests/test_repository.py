@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 #: rows of the table in CONTRIBUTING.md; a module imports only from rows above its own, or from its own room
-LAYERS = [["pool"], ["select"], ["methods"], ["schedule"], ["cost"], ["attention"], ["models"], ["vit"],
+LAYERS = [["pool"], ["select"], ["methods"], ["schedule"], ["cost"], ["attention"], ["models"], ["hf"], ["vit"],
           ["baselines"], ["search"], ["runs"], ["lab"], ["cli"]]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
