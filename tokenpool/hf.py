@@ -1,9 +1,9 @@
 """ViT, DeiT and DINOv2 of Hugging Face's `transformers`, as the timm model that `PooledViT` knows how to run.
 
-A model of transformers computes what a timm ViT computes; only its parts have other names. So nothing is ported: an empty
-timm `VisionTransformer` is set up (on the meta device, without memory) and every place in it is filled with the module
-or parameter of the model that was handed in. The parts are shared, not copied: training one trains the other, and a
-part that was exchanged before (a LoRA layer, say) comes along. Three things timm does not do in the same way are written
+A model of transformers computes what a timm ViT computes; only its parts have other names. So nothing is ported: an
+empty timm `VisionTransformer` is set up (on the meta device, without memory) and every place in it is filled with the
+module or parameter of the model that was handed in. The parts are shared, not copied: training one trains the other,
+and a part that was exchanged before (a LoRA layer, say) comes along. Three things that timm does otherwise are written
 out below: transformers' position embedding, DeiT's second token, and the head of DINOv2.
 
 transformers is not imported here and need not be installed; a model brings its library with it.
@@ -11,12 +11,13 @@ transformers is not imported here and need not be installed; a model brings its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
 import torch
 from timm.layers import AttentionRope, Mlp, PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 #: classes that can be pooled; the class decides what the head looks at
@@ -77,7 +78,10 @@ class TransformersViT(VisionTransformer):
     a classification model brings along, are not in it and are passed over when it loads.
     """
 
-    def __init__(self, model: Any, kind: type) -> None:
+    head: Any                       # whatever module stands there, not only timm's kinds
+    pos_embed: Any
+
+    def __init__(self, model: Any, kind: Any) -> None:
         _refuse(model, kind)
         config, base = model.config, model.base_model
         embeddings = base.embeddings
@@ -94,7 +98,8 @@ class TransformersViT(VisionTransformer):
         self.pos_embed = embeddings.position_embeddings
         self.pos_drop = embeddings.dropout
         self.blocks = nn.Sequential(*(_block(layer, config) for layer in layers))
-        self.feature_info = [dict(module=f"blocks.{i}", num_chs=self.embed_dim, reduction=max(self.patch_embed.patch_size))
+        reduction = self.patch_embed.feat_ratio()
+        self.feature_info = [dict(module=f"blocks.{i}", num_chs=self.embed_dim, reduction=reduction)
                              for i in range(len(self.blocks))]
         self.norm = base.layernorm
         self.antialias = registers is not None                 # transformers' one difference between the two DINOv2
@@ -165,8 +170,6 @@ class _PatchEmbed(PatchEmbed):
 
 def _block(layer: Any, config: Any) -> nn.Module:
     """timm's block with the parts of one of transformers' layers."""
-    from timm.models.vision_transformer import Block
-
     width, heads = config.hidden_size, config.num_attention_heads
     block = Block(width, heads, mlp_ratio=0.0, device="meta")
     # q, k and v are three layers there; of timm's plain attentions this one keeps them apart (and has no RoPE to add)
@@ -182,7 +185,7 @@ def _block(layer: Any, config: Any) -> nn.Module:
     return block
 
 
-def _fill(target: nn.Module, layer: Any, parts: dict[str, tuple[str, ...]]) -> None:
+def _fill(target: nn.Module, layer: Any, parts: Mapping[str, tuple[str, ...]]) -> None:
     for part, places in parts.items():
         found = _find(layer, places)
         if found is None:
@@ -230,7 +233,7 @@ def _to_timms_names(module: Any, state: dict[str, Any], prefix: str, *args: Any)
 
 # ---- what can be pooled ----
 
-def _refuse(model: Any, kind: type) -> None:
+def _refuse(model: Any, kind: Any) -> None:
     name = type(model).__name__
     if kind.__name__ not in MODELS:
         base = type(getattr(model, "base_model", None)).__name__

@@ -189,10 +189,11 @@ class PooledViT(nn.Module):
         Args:
             pixel_values: x by the name that transformers' processors use: pooled(**processor(images)).
         """
-        if (x is None) == (pixel_values is None):
-            came = "Nothing came" if x is None else "x and pixel_values, which are the same thing, both came"
+        images = pixel_values if x is None else x
+        if images is None or (x is not None and pixel_values is not None):
+            came = "Nothing came" if images is None else "x and pixel_values, which are the same thing, both came"
             raise ValueError(f"{came}. Give the pictures once: pooled(images), or pooled(**processor(images)).")
-        tokens, state = self._run(pixel_values if x is None else x, generator)
+        tokens, state = self._run(images, generator)
         return self._head(self.vit.norm(tokens), state.counts)
 
     def forward_features(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
