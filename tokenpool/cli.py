@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
                       help="shares of the computations to save; default: 0.2 0.42 0.6")
     maps.add_argument("--truth", default="regions", metavar="KIND",
                       help="regions (ground, large and small pebble) or materials; default: regions")
-    maps.add_argument("--checkpoint", type=Path, metavar="FILE", help="other weights of pebbles_vit, finetuned ones say")
+    maps.add_argument("--checkpoint", type=Path, metavar="FILE", help="other weights of pebbles_vit, such as finetuned")
     maps.add_argument("--train-pictures", type=int, default=300, metavar="N", help="to fit the probe on; default: 300")
     maps.add_argument("--pictures", type=int, default=300, metavar="N", help="to measure on; default: 300")
     maps.add_argument("--seeds", type=int, default=3, metavar="N", help="for what draws at random; default: 3")
@@ -329,11 +329,8 @@ def _reproduce(args: argparse.Namespace) -> None:
 
 
 def _dense(args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from tokenpool.methods import one_of
-    from tokenpool.runs import dense
+    from tokenpool.runs import dense, dense_page
     from tokenpool.runs.weights import load_model
 
     one_of("truth", args.truth, dense.TRUTHS, "")
@@ -341,31 +338,38 @@ def _dense(args: argparse.Namespace) -> None:
     model = load_model(checkpoint=args.checkpoint)
     data = dense.Data.make(args.train_pictures, args.pictures, args.truth)
     path, page = args.out / "dense.csv", args.out / "index.html"
-    print(f"{len(wanted)} ways to pool, {args.pictures} scenes of pebbles, truth: {', '.join(dense.TRUTHS[args.truth])}")
+    print(f"{len(wanted)} measurements on {args.pictures} scenes of pebbles; {', '.join(dense.TRUTHS[args.truth])}")
     with _progress() as bar:
         task = bar.add_task("", total=len(wanted))
         rows = dense.measure(model, wanted, data, path,
                              tell=lambda what, done, total: bar.update(task, completed=done, description=what))
-    points = dense.summary(rows)
+    dense_page.write_page(page, rows, model, data)
+    _print_dense(dense_page.summary(rows))
+    for sentence in dense_page.told(rows):
+        print(f"- {sentence}")
+    print(f"\nrows   {path}\npage   {page}   (open it in a browser)")
+
+
+def _print_dense(points) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    pooled = points[points["saving"] > 0]
+    if not len(pooled):
+        return
+    print("\nMean IoU in pixels, %, by computations saved; probe fitted on the plain model / on the pooled features:\n")
     shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
     for name in ("method", "start", "counts"):
         shown.add_column(name, no_wrap=True)
-    budgets = sorted(s for s in points["saving"].unique() if s)
-    for saving in budgets:
+    for saving in sorted(pooled["saving"].unique()):
         shown.add_column(f"-{saving:.0%}", justify="right", no_wrap=True)
-    wide = points[points["saving"] > 0].set_index(["saving", "probe"])
-    for way in points.loc[points["saving"] > 0, ["method", "start", "counts"]].drop_duplicates().itertuples(index=False):
-        mine = wide[(wide["method"] == way.method) & (wide["start"] == way.start) & (wide["counts"] == way.counts)]
-        cells = [" / ".join(f"{100 * mine.loc[(s, p), 'miou']:.1f}" for p in dense.PROBES) if (s, "own") in mine.index
-                 else "-" for s in budgets]
-        shown.add_row(way.method, way.start or "-", "carried" if way.counts else "-", *cells)
-    print("\nMean IoU in pixels, %, by computations saved; probe fitted on the plain model / on the pooled features:\n")
+    wide = pooled.pivot_table(index=["method", "start", "counts"], columns=["saving", "probe"], values="miou",
+                              sort=False)
+    for (method, start, counts), line in wide.iterrows():
+        pairs = [(line[s, "plain"], line[s, "own"]) for s in sorted(pooled["saving"].unique())]
+        shown.add_row(method, start or "-", "carried" if counts else "-",
+                      *("-" if a != a else f"{100 * a:.1f} / {100 * b:.1f}" for a, b in pairs))
     Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(shown)
     print()
-    for sentence in dense.told(rows):
-        print(f"- {sentence}")
-    dense.write_page(page, rows, model, data)
-    print(f"\nrows   {path}\npage   {page}   (open it in a browser)")
 
 
 def _print_table(points, table) -> None:
