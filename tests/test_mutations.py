@@ -106,8 +106,8 @@ MUTATIONS = [
     ("hf.py", "mean = ((counts / counts.sum(1, keepdim=True))", "mean = ((counts / counts.sum(1, keepdim=True) ** 0)",
      "test_hf.py -k dinov2s_mean"),
     # dense maps: another patch's stand-in, a union that counts the intersection twice, patches cut across
-    ("runs/dense.py", "take(pooled.vit.norm(s.tokens), s.labels)", "take(pooled.vit.norm(s.tokens), s.labels.sort(1)[0])",
-     "test_dense.py -k stand_ins"),
+    ("runs/dense.py", "take(pooled.vit.norm(s.tokens), s.labels)",
+     "take(pooled.vit.norm(s.tokens), s.labels.sort(1)[0])", "test_dense.py -k stand_ins"),
     ("runs/dense.py", "(counted.sum(-1) + counted.sum(-2) - hit)", "(counted.sum(-1) + counted.sum(-2))",
      "test_dense.py -k iou_by_hand"),
     ("runs/dense.py", ".transpose(2, 3).reshape(B, rows * cols, -1)", ".reshape(B, rows * cols, -1)",
