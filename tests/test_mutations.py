@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -140,8 +141,24 @@ MUTATIONS = [
      "attention = attention",
      "test_kernels.py -k interpreter"),
     ("attention.py", "for h in range(0, H, heads):", "for h in range(0, 1, heads):", "test_kernels.py -k in_parts"),
+    # models of transformers: what interpolates their positions, whose names a state dict has, what DINOv2 averages
+    ("hf.py", "antialias=self.antialias", "antialias=True", "test_hf.py -k 'other_sizes and Dinov2Model'"),
+    ("hf.py", "state[prefix + theirs] = state.pop(prefix + name)", "pass", "test_hf.py -k state_dicts"),
+    ("hf.py", "mean = ((counts / counts.sum(1, keepdim=True))", "mean = ((counts / counts.sum(1, keepdim=True) ** 0)",
+     "test_hf.py -k dinov2s_mean"),
+    # dense maps: another patch's stand-in, a union that counts the intersection twice, patches cut across
+    ("runs/dense.py", "take(pooled.vit.norm(s.tokens), s.labels)",
+     "take(pooled.vit.norm(s.tokens), s.labels.sort(1)[0])", "test_dense.py -k stand_ins"),
+    ("runs/dense.py", "(counted.sum(-1) + counted.sum(-2) - hit)", "(counted.sum(-1) + counted.sum(-2))",
+     "test_dense.py -k iou_by_hand"),
+    ("runs/dense.py", ".transpose(2, 3).reshape(B, rows * cols, -1)", ".reshape(B, rows * cols, -1)",
+     "test_dense.py -k most_of_its"),
     ("runs/board.py", "rows[key].date <= row.date", "rows[key].date > row.date", "test_board.py -k merge_without"),
 ]
+
+
+if find_spec("transformers") is None:               # its tests are skipped, so they cannot notice anything
+    MUTATIONS = [m for m in MUTATIONS if m[0] != "hf.py"]
 
 
 def plant(number, folder):

@@ -17,6 +17,7 @@ _EPILOG = """examples:
   tokenpool reproduce --figure 6 --seeds 10        only the start study, more seeds
   tokenpool reproduce --method top_k wk_medoids --budget 0.42
   tokenpool macs deit_small_patch16_224 --saving 0.42
+  tokenpool dense                                  pooled tokens back on the grid: mean IoU against computations
   tokenpool train --preset pebbles                 make the shipped weights again
   tokenpool protocol                               search K and finetune every method on pebbles, then the board
   tokenpool plan fig3 --preset imagenet50          the runs of a figure, one command a line
@@ -92,6 +93,22 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--saving", type=float, metavar="SHARE", help="share of the computations to save")
     cost.add_argument("--method", default="wk_medoids")
     cost.set_defaults(run=_macs)
+
+    maps = commands.add_parser("dense", help="what lies where, from pooled tokens: mean IoU against computations",
+                               description="Put pooled tokens back on the grid and segment pebbles with a linear "
+                                           "probe; table, CSV and page.")
+    maps.add_argument("--method", nargs="+", metavar="NAME", help="default: chance, a score, the grid, K-Medoids")
+    maps.add_argument("--budget", nargs="+", type=float, metavar="SHARE",
+                      help="shares of the computations to save; default: 0.2 0.42 0.6")
+    maps.add_argument("--truth", default="regions", metavar="KIND",
+                      help="regions (ground, large and small pebble) or materials; default: regions")
+    maps.add_argument("--checkpoint", type=Path, metavar="FILE", help="other weights of pebbles_vit, such as finetuned")
+    maps.add_argument("--train-pictures", type=int, default=300, metavar="N", help="to fit the probe on; default: 300")
+    maps.add_argument("--pictures", type=int, default=300, metavar="N", help="to measure on; default: 300")
+    maps.add_argument("--seeds", type=int, default=3, metavar="N", help="for what draws at random; default: 3")
+    maps.add_argument("--out", type=Path, default=Path("results/dense"), metavar="FOLDER",
+                      help="default: results/dense")
+    maps.set_defaults(run=_dense)
 
     for step, story in (("train", "step 1: train a base model"),
                         ("search", "step 2: learn how many tokens to keep after each block"),
@@ -309,6 +326,50 @@ def _reproduce(args: argparse.Namespace) -> None:
     _print_table(summary(table[table["method"] != "plain"], ["method", "start", "counts"]), table)
     _print_verdicts(said)
     print(f"\nrows   {results.path}\npage   {page}   (open it in a browser)")
+
+
+def _dense(args: argparse.Namespace) -> None:
+    from tokenpool.methods import one_of
+    from tokenpool.runs import dense, dense_page
+    from tokenpool.runs.weights import load_model
+
+    one_of("truth", args.truth, dense.TRUTHS, "")
+    wanted = dense.settings(args.method or dense.COMPARED, args.budget or dense.BUDGETS, args.seeds)
+    model = load_model(checkpoint=args.checkpoint)
+    data = dense.Data.make(args.train_pictures, args.pictures, args.truth)
+    path, page = args.out / "dense.csv", args.out / "index.html"
+    print(f"{len(wanted)} measurements on {args.pictures} scenes of pebbles; {', '.join(dense.TRUTHS[args.truth])}")
+    with _progress() as bar:
+        task = bar.add_task("", total=len(wanted))
+        rows = dense.measure(model, wanted, data, path,
+                             tell=lambda what, done, total: bar.update(task, completed=done, description=what))
+    dense_page.write_page(page, rows, model, data)
+    _print_dense(dense_page.summary(rows))
+    for sentence in dense_page.told(rows):
+        print(f"- {sentence}")
+    print(f"\nrows   {path}\npage   {page}   (open it in a browser)")
+
+
+def _print_dense(points) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    pooled = points[points["saving"] > 0]
+    if not len(pooled):
+        return
+    print("\nMean IoU in pixels, %, by computations saved; probe fitted on the plain model / on the pooled features:\n")
+    shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
+    for name in ("method", "start", "counts"):
+        shown.add_column(name, no_wrap=True)
+    for saving in sorted(pooled["saving"].unique()):
+        shown.add_column(f"-{saving:.0%}", justify="right", no_wrap=True)
+    wide = pooled.pivot_table(index=["method", "start", "counts"], columns=["saving", "probe"], values="miou",
+                              sort=False)
+    for (method, start, counts), line in wide.iterrows():
+        pairs = [(line[s, "plain"], line[s, "own"]) for s in sorted(pooled["saving"].unique())]
+        shown.add_row(method, start or "-", "carried" if counts else "-",
+                      *("-" if a != a else f"{100 * a:.1f} / {100 * b:.1f}" for a, b in pairs))
+    Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(shown)
+    print()
 
 
 def _print_table(points, table) -> None:

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenpool import attention as scored
 from tokenpool import pool
 from tokenpool.cost import BlockShape, Cost, ModelShape, count_macs
+from tokenpool.hf import TransformersViT, as_timm
 from tokenpool.methods import Pooling, count, inertia, one_of
 from tokenpool.pool import take
 from tokenpool.schedule import between, by_error, check_schedule, for_saving, geometric, levels
@@ -89,7 +90,8 @@ class PooledViT(nn.Module):
     """A timm ViT that pools its patch tokens (paper, Fig. 1).
 
     Args:
-        vit: a model of timm's `VisionTransformer` or `Eva` family. Its parameters are shared, not copied.
+        vit: a model of timm's `VisionTransformer` or `Eva` family, or transformers' ViT, DeiT or DINOv2. Its
+            parameters are shared, not copied.
         schedule: patch tokens to keep after each block, one int per block, never rising. None with no `keep` and no
             `saving`: nothing is pooled and the logits are timm's own.
         keep: share of the tokens to keep after each block but the last, such as 0.9.
@@ -126,6 +128,7 @@ class PooledViT(nn.Module):
                  output: str | None = None, carry_counts: bool = False, position: str = "after_block",
                  score: str | None = None, metric: str = "tokens", seed: int = 0, kernel: str = "auto") -> None:
         super().__init__()
+        vit = as_timm(vit)
         _refuse_unsupported(vit, position)
         one_of("metric", metric, METRICS, "")
         self.pooling = Pooling(method, init, n_iter, output, kernel)
@@ -271,9 +274,18 @@ class PooledViT(nn.Module):
 
     # ---- forward ----
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Pictures (batch, channels, height, width) -> logits (batch, classes)."""
-        tokens, state = self._run(x, generator)
+    def forward(self, x: Tensor | None = None, generator: torch.Generator | None = None, *,
+                pixel_values: Tensor | None = None) -> Tensor:
+        """Pictures (batch, channels, height, width) -> logits (batch, classes).
+
+        Args:
+            pixel_values: x by the name that transformers' processors use: pooled(**processor(images)).
+        """
+        images = pixel_values if x is None else x
+        if images is None or (x is not None and pixel_values is not None):
+            came = "Nothing came" if images is None else "x and pixel_values, which are the same thing, both came"
+            raise ValueError(f"{came}. Give the pictures once: pooled(images), or pooled(**processor(images)).")
+        tokens, state = self._run(images, generator)
         return self._head(self.vit.norm(tokens), state.counts)
 
     def forward_features(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -444,6 +456,8 @@ class PooledViT(nn.Module):
 
     def _head(self, x: Tensor, counts: Tensor | None) -> Tensor:
         vit = self.vit
+        if isinstance(vit, TransformersViT):
+            return vit.forward_head(x, counts=counts)
         average = vit.global_pool == "avg" and getattr(vit, "attn_pool", None) is None
         if counts is None or not average or getattr(vit, "pool_include_prefix", False):
             return vit.forward_head(x)
@@ -498,8 +512,10 @@ def _strip_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadat
         state[prefix + key[len(prefix) + 4:]] = state.pop(key)
 
 
-def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    for key in [k for k in state if k.startswith(prefix) and not k.startswith(prefix + "vit.")]:
+def _add_prefix(module: Any, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    # transformers' own names may begin with "vit." too: there it never means that the prefix is on
+    there = "." if isinstance(module.vit, TransformersViT) else "vit."
+    for key in [k for k in state if k.startswith(prefix) and not k.startswith(prefix + there)]:
         state[prefix + "vit." + key[len(prefix):]] = state.pop(key)
 
 
@@ -528,7 +544,7 @@ def _refuse_unsupported(vit: Any, position: str) -> None:
     elif type(vit).forward_features not in (timm_vit.VisionTransformer.forward_features, Eva.forward_features):
         why = "its forward_features is its own and would be bypassed"
     elif type(vit)._pos_embed not in (timm_vit.VisionTransformer._pos_embed, Eva._pos_embed,
-                                      VisionTransformerDistilled._pos_embed):
+                                      VisionTransformerDistilled._pos_embed, TransformersViT._pos_embed):
         why = "its position embedding is its own"
     else:
         why = next((w for w in map(scored.why_not, vit.blocks) if w), None)
