@@ -57,11 +57,12 @@ def test_every_family_member(part):
 
         # the same block with the score alone asked for, which never holds the whole matrix
         prefix = model.num_prefix_tokens
-        for kind in (None, "received"):
+        for kind in (None, "received", *(["class_token"] if prefix else [])):
             out, keyed = attention.block_seen(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None,
                                               attention.Wanted(kind, prefix))
             torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
-        torch.testing.assert_close(keyed.score, attention.significance(seen_attention, prefix))
+            if kind:
+                torch.testing.assert_close(keyed.score, attention.significance(seen_attention, prefix, kind))
         width = attention.attentions(model.blocks[1])[0].head_dim
         assert (len(keyed.keys), *keyed.keys.shape[2:]) == (2, keyed.values.shape[2], width), name
         merged = tp.PooledViT(model, [n // 3, n // 4, n // 4], method="tome", metric="keys", carry_counts=True,

@@ -276,32 +276,39 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
                      values: Tensor | None = None, drop: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
     """softmax(q k' * scale + bias) v, (B, heads, N, head_dim), and the score of its attention, (B, N - prefix).
 
-    Three ways to the same numbers. Where a class token is the only judge, its row is a small extra. On a GPU, and with
-    gradient, attention is the fused one, and the matrix is formed a second time, piece by piece, for the score alone.
-    Else (a CPU that infers) it is formed once, piece by piece, for both: cheaper than fused attention and a second
-    look.
+    Three ways to the same numbers. Where the class token is the only judge, its row is formed in the open and all the
+    others stay fused. On a GPU, and with gradient, attention is fused, and the matrix is formed a second time, piece by
+    piece, for the score alone. Else (a CPU that infers) it is formed once, piece by piece, for both: cheaper than fused
+    attention and a second look.
 
     Args:
         q, k, v: (B, heads, N, head_dim). bias: (B, 1, 1, N) or None. values: v before it was repeated for groups of
             heads, where the score looks at it. drop: dropout of the attention, in training.
     """
-    score, kind = None if wanted.kind is None else SCORES[wanted.kind], wanted.kind or ""
-    if score and score.queries is None and q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad):
+    def fused(q: Tensor) -> Tensor:
+        p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
+        mask = None if bias is None else bias.to(q.dtype)
+        return nn.functional.scaled_dot_product_attention(q, k, v, mask, p, scale=scale)
+
+    if wanted.kind is None:
+        return fused(q), None
+    score = SCORES[wanted.kind]
+    if score.queries is not None:
+        row = _softmax(q[:, :, :score.queries], k, scale, bias)
+        y = torch.cat(((row if drop is None else drop(row)) @ v, fused(q[:, :, score.queries:])), 2)
+        seen = score.per_head(row.detach().float())
+    elif q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad):
         pieces = [(a @ part_v, score.per_head(a.float())) for a, part_v in _pieces(q, k, v, scale, bias)]
         y, seen = (_whole(part, q.shape[1]) for part in zip(*pieces, strict=True))
-        return y, _over_heads(seen.detach(), wanted.prefix, kind, values)
-    p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
-    y = nn.functional.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), p, scale=scale)
-    if score is None:
-        return y, None
-    with torch.no_grad():
-        received = getattr(kernels.pick(wanted.kernel, q.device), "received", None)
-        if received is not None and score.queries is None:
-            seen = received(q, k, scale, bias, wanted.kind == "received_with_self")
-        else:
-            looked = q if score.queries is None else q[:, :, :score.queries]
-            seen = _whole([score.per_head(a.float()) for a, _ in _pieces(looked, k, v, scale, bias)], q.shape[1])
-        return y, _over_heads(seen, wanted.prefix, kind, values)
+    else:
+        y = fused(q)
+        with torch.no_grad():
+            received = getattr(kernels.pick(wanted.kernel, q.device), "received", None)
+            if received is not None:
+                seen = received(q, k, scale, bias, wanted.kind == "received_with_self")
+            else:
+                seen = _whole([score.per_head(a.float()) for a, _ in _pieces(q, k, v, scale, bias)], q.shape[1])
+    return y, _over_heads(seen.detach(), wanted.prefix, wanted.kind, values if values is None else values.detach())
 
 
 def _pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
