@@ -98,6 +98,7 @@ class Timing:
     peak_mib: float               # memory on top of what was there before the call, at the worst moment
     baseline_peak_mib: float
     note: str                     # empty, or why there is no number
+    clock: str                    # "wall", or "cpu": time this process worked, for a busy machine
     device: str
     threads: int
     tokenpool: str
