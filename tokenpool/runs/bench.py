@@ -268,7 +268,7 @@ def measure_group(group: Group, options: Options, seconds: float, watch: Stopwat
     """What was found out about each item, as columns of a Timing."""
     empty = dict(share=0.0, ratio=0.0, ratio_low=0.0, ratio_high=0.0, seconds=0.0, baseline_seconds=0.0, rounds=0,
                  peak_mib=0.0, baseline_peak_mib=0.0)
-    too_late = f"not reached within {options.seconds:g} s; give --seconds more" if options.seconds else ""
+    too_late = f"not reached in {options.seconds:g} s" if options.seconds else ""
     if seconds <= 0:
         return {item: empty | {"note": too_late} for item in group.items}
     notes: dict[Item, str] = {}

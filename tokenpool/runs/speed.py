@@ -20,8 +20,10 @@ from tokenpool.runs.report import PAGE, plot
 from tokenpool.runs.results import Timing
 
 YIELD = ("Yield is speed-up obtained / promised, and promised is plain / pooled multiply-adds, clustering counted in: "
-         "1.00 means that every multiply-add saved became time.")
+         "1.00 means that every multiply-add saved became time. Memory is the peak "
+         "over that of what is replaced.")
 _OTHER = ("#000000", "circle", "solid")
+_LEGEND = dict(orientation="h", yref="container", y=0.01, yanchor="bottom", x=0, font_size=13)      # below the axis title
 
 
 class Table(NamedTuple):
@@ -49,16 +51,17 @@ def line_of(row: Timing) -> str:
 
 def model_table(rows: Sequence[Timing], part: str) -> Table:
     """Whole models ("forward" or "training"): what was promised, what was obtained."""
-    head = ("method", "model", "batch", "MACs", "promised", "obtained (quartiles)", "yield", "pictures/s", "memory")
+    head = ("method", "model", "batch", "MACs", "promised", "obtained (quartiles)", "yield", "pictures/s", "memory",
+            "rounds")
     lines = []
     for row in (r for r in rows if r.part == part):
         start = (label(row), _setting(row), str(row.batch_size))
         if not row.rounds:
-            lines.append((*start, f"{row.share:.0%}" if row.share else "-", "-", row.note, "-", "-", "-"))
+            lines.append((*start, f"{row.share:.0%}" if row.share else "-", "-", row.note, "-", "-", "-", "0"))
             continue
         lines.append((*start, f"{row.share:.0%}", f"{row.promised:.2f}x",
                       f"{row.obtained:.2f}x ({1 / row.ratio_high:.2f} to {1 / row.ratio_low:.2f})", f"{row.gained:.2f}",
-                      f"{row.batch_size / row.seconds:.0f}", _memory(row)))
+                      f"{row.batch_size / row.seconds:.0f}", _memory(row), str(row.rounds)))
     title = {"forward": "Whole models against the plain model, forward",
              "training": "Whole models against the plain model, a training step"}[part]
     return Table(title, head, lines)
@@ -66,7 +69,7 @@ def model_table(rows: Sequence[Timing], part: str) -> Table:
 
 def operator_table(rows: Sequence[Timing]) -> Table:
     """Single steps, as a share of a block's time. For the score, what it adds to the block."""
-    head = ("operator", "K", "batch", "MACs", "share of a block (quartiles)", "ms", "memory")
+    head = ("operator", "K", "batch", "MACs", "share of a block (quartiles)", "ms", "memory", "rounds")
     lines = []
     for row in (r for r in rows if r.part == "operators"):
         score = row.name == "score"
@@ -74,10 +77,11 @@ def operator_table(rows: Sequence[Timing]) -> Table:
         low, middle, high = (v - score for v in (row.ratio_low, row.ratio, row.ratio_high))
         start = (name, str(row.kept or "-"), str(row.batch_size), "-" if score else f"{row.share:.3f}")
         if not row.rounds:
-            lines.append((*start, row.note, "-", "-"))
+            lines.append((*start, row.note, "-", "-", "0"))
             continue
         milliseconds = 1e3 * (row.seconds - score * row.baseline_seconds)
-        lines.append((*start, f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{milliseconds:.2f}", _memory(row)))
+        lines.append((*start, f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{milliseconds:.2f}", _memory(row),
+                      str(row.rounds)))
     first = next((r for r in rows if r.part == "operators"), None)
     of = f": {first.model}, {first.tokens} tokens" if first else ""
     return Table(f"Operators against one block{of}", head, lines)
@@ -203,8 +207,9 @@ def speed_up(rows: Sequence[Timing], title: str) -> go.Figure:
                 hovertemplate=f"<b>{name}</b><br>%{{y:.2f}}x obtained, %{{customdata[0]:.2f}}x promised<br>yield "
                               "%{customdata[1]:.2f}<br>%{customdata[2]:.0f} pictures/s<br>%{customdata[3]} rounds"
                               "<extra></extra>"), row=1, col=column)
-    figure.update_xaxes(range=[100 * low, 100 * high], ticksuffix=" %", title_text="multiply-adds, % of the plain model")
-    figure.update_yaxes(title_text="speed-up over the plain model", ticksuffix="x", col=1)
+    figure.update_xaxes(range=[100 * low, 100 * high], ticksuffix=" %",
+                        title=dict(text="multiply-adds, % of the plain model", standoff=8, font_size=14))
+    figure.update_yaxes(title=dict(text="speed-up over the plain model", font_size=14), ticksuffix="x", col=1)
     figure.update_layout(height=560)
     return figure
 
@@ -231,9 +236,9 @@ def yields(rows: Sequence[Timing], title: str) -> go.Figure:
                 hovertemplate="<b>%{y}</b><br>yield %{x:.2f}<br>%{customdata[0]:.2f}x of %{customdata[1]:.2f}x<br>"
                               "%{customdata[2]:.0f} pictures/s<extra></extra>"), row=1, col=column)
         figure.add_vline(x=1, line=dict(color="#767676", width=2, dash="dot"), row=1, col=column)
-    figure.update_xaxes(title_text="yield: obtained / promised", rangemode="tozero")
+    figure.update_xaxes(title=dict(text="yield: obtained / promised", standoff=8, font_size=14), rangemode="tozero")
     figure.update_yaxes(showgrid=False)
-    figure.update_layout(height=440, margin=dict(l=150))
+    figure.update_layout(height=max(480, 200 + 44 * len({_two_lines(r) for r in rows})), margin=dict(l=180, b=104))
     return figure
 
 
@@ -245,9 +250,9 @@ def operators(rows: Sequence[Timing], title: str) -> go.Figure:
     names = list(dict.fromkeys(label(r) for r in rows if r.kept))[::-1]
     figure = go.Figure(layout=dict(
         template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16), barmode="group", bargap=0.25,
-        height=160 + 40 * (len(names) + 1), margin=dict(l=230, r=24, b=110),
-        legend=dict(orientation="h", y=-0.14, yanchor="top", x=0, traceorder="reversed"),
-        xaxis=dict(title="share of the time of one block")))
+        height=190 + 40 * (len(names) + 1), margin=dict(l=230, r=24, b=110),
+        legend=_LEGEND | dict(traceorder="reversed"),
+        xaxis=dict(title=dict(text="share of the time of one block", font_size=14))))
     fills = (("#0072B2", ""), ("#D55E00", "/"), ("#007A5E", "x"))
     for index, k in enumerate(kept):
         mine = {label(r): r for r in rows if r.kept == k}
@@ -262,7 +267,7 @@ def operators(rows: Sequence[Timing], title: str) -> go.Figure:
 def _bars(names: list[str], rows: list[Timing], name: str, colour: str, pattern: str, less: float) -> go.Bar:
     return go.Bar(
         x=[r.ratio - less for r in rows], y=names, orientation="h", name=name,
-        marker=dict(color=colour, pattern=dict(shape=pattern, fgcolor="white", size=6)),
+        marker=dict(color=colour, pattern=dict(shape=pattern, fgcolor="white", fillmode="overlay", size=6)),
         error_x=dict(type="data", symmetric=False, thickness=1, width=3, array=[r.ratio_high - r.ratio for r in rows],
                      arrayminus=[r.ratio - r.ratio_low for r in rows]),
         customdata=[[1e3 * (r.seconds - less * r.baseline_seconds), r.share, r.rounds] for r in rows],
@@ -274,9 +279,9 @@ def growth(rows: Sequence[Timing], vary: str, title: str, across: str) -> go.Fig
     """Seconds against size on two logarithmic axes; the legend says the fitted exponents."""
     figure = go.Figure(layout=dict(
         template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16), height=500,
-        legend=dict(orientation="h", y=-0.22, yanchor="top", x=0, font_size=13),
-        xaxis=dict(title=dict(text=across, standoff=10), type="log"),
-        yaxis=dict(title=dict(text="milliseconds", standoff=12), type="log", dtick=1)))
+        legend=_LEGEND,
+        xaxis=dict(title=dict(text=across, standoff=10, font_size=14), type="log"),
+        yaxis=dict(title=dict(text="milliseconds", standoff=12, font_size=14), type="log")))
     ticks: set[int] = set()
     for name, (sizes, seconds) in series(rows, vary).items():
         power, error = exponent(sizes, seconds)
@@ -289,6 +294,9 @@ def growth(rows: Sequence[Timing], vary: str, title: str, across: str) -> go.Fig
             name=f"{name}: exponent {power:.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}"),
             line=dict(color=colour, dash=dash, width=2), marker=dict(symbol=symbol, size=9),
             hovertemplate=f"<b>{name}</b><br>%{{x}}: %{{y:.2f}} ms<extra></extra>"))
+    took = [y for trace in figure.data for y in trace.y]
+    if took:
+        figure.update_yaxes(dtick=1 if max(took) > 300 * min(took) else "D2")        # powers of ten, or 1, 2 and 5
     figure.update_xaxes(tickvals=sorted(ticks), ticktext=[f"{t:,}" for t in sorted(ticks)])
     return figure
 
@@ -296,7 +304,7 @@ def growth(rows: Sequence[Timing], vary: str, title: str, across: str) -> go.Fig
 def _panels(title: str, names: list[str]) -> go.Figure:
     figure = make_subplots(1, len(names), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.05)
     figure.update_layout(template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16), hovermode="closest",
-                         legend=dict(orientation="h", y=-0.2, yanchor="top", x=0, font_size=13), margin=dict(t=84))
+                         legend=_LEGEND, margin=dict(t=84))
     figure.update_annotations(font_size=14)
     return figure
 

@@ -88,7 +88,7 @@ def _growth(model: str, options: Options) -> list[Group]:
 
 def _steps(part: str, model: str, batch: int, dtype: str, n: int, items: Sequence[Item], options: Options) -> Group:
     vit = load(model, options.device, dtype)
-    weight = _block_macs(vit, n) * batch * (2 * len(items) + 1)
+    weight = _block_macs(vit, n) * (batch + 1) * (2 * len(items) + 1)
     return Group(part, model, batch, dtype, n, "plain block", tuple(items), _build_steps, weight)
 
 
@@ -96,7 +96,7 @@ def _whole(part: str, model: str, batch: int, dtype: str, savings: Sequence[floa
     vit = load(model, options.device, dtype)
     items = tuple(Item(method, start, counts, saving) for saving in savings
                   for method, start, counts in _systems(part, options))
-    weight = macs(vit).total * batch * (1 + sum(2 - i.saving for i in items)) * (3 if part == "training" else 1)
+    weight = macs(vit).total * (batch + 1) * (1 + sum(2 - i.saving for i in items)) * (3 if part == "training" else 1)
     return Group(part, model, batch, dtype, vit.patch_embed.num_patches, "plain model", items, _build_whole, weight)
 
 
