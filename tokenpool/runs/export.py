@@ -93,7 +93,7 @@ def save(program: torch.export.ExportedProgram, path: Path, about: dict[str, str
                 torch.export.save(program, file)
             return
         made = _one_sentence("translated to ONNX", lambda: torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=["pictures"], output_names=["logits"],
+            program, dynamo=True, verbose=False, optimize=False, input_names=["pictures"], output_names=["logits"],
             custom_translation_table=_translations()))
         made.model.metadata_props.update(about or {})
         made.save(temporary)
