@@ -113,8 +113,9 @@ def _systems(part: str, options: Options) -> tuple[tuple[str, str, bool], ...]:
 @functools.lru_cache(maxsize=4)
 def load(model: str, device: str, dtype: str) -> Any:
     """A model to time: its weights do not matter, so those that do not ship are random."""
-    torch.manual_seed(0)
-    vit = load_model(model).to(device, DTYPES[dtype])
+    with torch.random.fork_rng():                 # timm draws weights from the global generator
+        torch.manual_seed(0)
+        vit = load_model(model).to(device, DTYPES[dtype])
     PooledViT(vit)                                # refuses what cannot be pooled, before anything is timed
     return vit
 
