@@ -249,8 +249,9 @@ def timing(**changes):
     base = dict(key="k", part="forward", name="wk_medoids", baseline="plain model", model="deit_tiny_patch16_224",
                 start="top_k", counts=False, saving=0.5, tokens=196, kept=0, batch_size=8, dtype="float32",
                 compiled=False, kernel="auto", share=0.5, ratio=0.625, ratio_low=0.6, ratio_high=0.65, seconds=0.05,
-                baseline_seconds=0.08,                rounds=7, peak_mib=110.0, baseline_peak_mib=100.0, note="", clock="wall", device="a <CPU>",
-                threads=2, tokenpool="0", torch="2", timm="1", python="3", commit="c", date="2026-01-01T00")
+                baseline_seconds=0.08, rounds=7, peak_mib=110.0, baseline_peak_mib=100.0, note="", clock="wall",
+                device="a <CPU>", threads=2, tokenpool="0", torch="2", timm="1", python="3", commit="c",
+                date="2026-01-01T00")
     return Timing(**(base | changes))
 
 

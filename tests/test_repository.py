@@ -56,9 +56,9 @@ def test_the_core_needs_torch_only():
     assert len((ROOT / "tokenpool" / "pool.py").read_text().splitlines()) <= 250
 
 
-def declared(project):
+def declared(project, extras=("test", "docs")):
     """All that the locked environment holds: the package's own, the tests', the site's."""
-    return project["dependencies"] + project["optional-dependencies"]["test"] + project["optional-dependencies"]["docs"]
+    return project["dependencies"] + [d for extra in extras for d in project["optional-dependencies"][extra]]
 
 
 def test_environment_yml_says_what_pyproject_says():
@@ -66,7 +66,7 @@ def test_environment_yml_says_what_pyproject_says():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = conda["dependencies"][-1]["pip"]
     assert listed[-1] == "-e ."
-    assert sorted(listed[:-1]) == sorted(declared(project))
+    assert sorted(listed[:-1]) == sorted(declared(project, project["optional-dependencies"]))
     assert f"python{project['requires-python']}" in conda["dependencies"]
 
 
