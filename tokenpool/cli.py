@@ -165,7 +165,7 @@ def _bench_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--saving", nargs="+", type=float, default=[], metavar="SHARE",
                      help="of the computations; default: 0.42, and for a curve 0.2 and 0.6")
     one.add_argument("--batch", nargs="+", type=int, metavar="N",
-                     help="pictures at a time; default: 1 16, with --full also 64 and 256")
+                     help="pictures at a time; default: 1 8, with --full 1 16 64 256")
     one.add_argument("--dtype", nargs="+", default=["float32"], metavar="NAME",
                      help=f"{', '.join(DTYPES)}; default: float32")
     one.add_argument("--kernel", default="", metavar="NAME", help=f"{', '.join(KERNELS)}; default: PooledViT's choice")
@@ -219,7 +219,8 @@ def _print_lines(table) -> None:
     from rich.table import Table
     shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
     for index, name in enumerate(table.head):
-        shown.add_column(name, justify="right" if index else "left", overflow="fold")
+        wraps = not index or "quartiles" in name          # words: a method's, or why there is no number
+        shown.add_column(name, justify="right" if index else "left", no_wrap=not wraps)
     for line in table.lines:
         shown.add_row(*line)
     print(f"\n{table.title}\n")

@@ -47,7 +47,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextmanager
-def bounded(device: str = "cpu", share: float = 0.9) -> Iterator[None]:
+def bounded(device: str = "cpu", share: float = 0.8) -> Iterator[None]:
     """On a Linux CPU: no more than `share` of the free memory is granted inside, so that asking for too much is an
     error one can report. Without it the kernel grants everything and kills the process when it is used."""
     if torch.device(device).type != "cpu" or not sys.platform.startswith("linux"):

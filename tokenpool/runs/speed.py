@@ -73,7 +73,7 @@ def operator_table(rows: Sequence[Timing]) -> Table:
     lines = []
     for row in (r for r in rows if r.part == "operators"):
         score = row.name == "score"
-        name = "score (what it adds)" if score else label(row)
+        name = ("score (what it adds)" if score else label(row)) + ("" if row.dtype == "float32" else f" {row.dtype}")
         low, middle, high = (v - score for v in (row.ratio_low, row.ratio, row.ratio_high))
         start = (name, str(row.kept or "-"), str(row.batch_size), "-" if score else f"{row.share:.3f}")
         if not row.rounds:
