@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help install reproduce protocol test lab app notebooks site slides train-default lock clean
+.PHONY: help install reproduce protocol bench test lab app notebooks site slides train-default lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -16,6 +16,9 @@ reproduce: $(READY)  ## measure every method; table, CSV and page in results/rep
 
 protocol: $(READY)  ## search K, finetune every method on pebbles from the shipped weights, write the board (about 20 minutes)
 	$(BIN)/tokenpool protocol
+
+bench: $(READY)  ## is the saving in computations a saving in time? table and page in results/bench (four minutes)
+	$(BIN)/tokenpool bench
 
 test: $(READY)   ## lint, types, tests, every notebook as it is and as a good student leaves it
 	$(BIN)/ruff check .

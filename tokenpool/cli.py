@@ -22,6 +22,8 @@ _EPILOG = """examples:
   tokenpool protocol                               search K and finetune every method on pebbles, then the board
   tokenpool plan fig3 --preset imagenet50          the runs of a figure, one command a line
   tokenpool report                                 the board of everything measured so far
+  tokenpool bench                                  is the saving in computations a saving in time? four minutes
+  tokenpool export pebbles_vit --saving 0.42 --out model.onnx
   tokenpool explore                                the course's explorers in the browser, without code
 
 Stopped runs go on where they were: type the same command again.
@@ -141,6 +143,19 @@ def _parser() -> argparse.ArgumentParser:
                        help="also write all rows and run cards there, one pair of files a preset")
     board.set_defaults(run=_report)
 
+    speed = commands.add_parser("bench", help="time score, pooling and whole models beside the plain model",
+                                description="Is the saving in computations a saving in time? Everything is timed in "
+                                            "turns with what it replaces; a stopped run goes on where it was, a "
+                                            "finished one is done anew.")
+    _bench_options(speed)
+    speed.set_defaults(run=_bench)
+
+    file = commands.add_parser("export", help="write a pooled model as ONNX or torch.export, compared with PyTorch",
+                               description="Write a pooled model as one file and compare it with PyTorch: answers on "
+                                           "several batch sizes, and time in turns.")
+    _export_options(file)
+    file.set_defaults(run=_export)
+
     page = commands.add_parser("explore", help="the explorers of the course as a page without code, in the browser",
                                description="Serve the explorers of the course as a page without code, to this machine "
                                            "only. Ctrl-C ends it.")
@@ -152,6 +167,136 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     page.set_defaults(run=_explore)
     return parser
+
+
+def _bench_options(one: argparse.ArgumentParser) -> None:
+    from tokenpool.runs.bench import DTYPES, KERNELS, Options
+    extent = one.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="one model, few methods: about a minute")
+    extent.add_argument("--full", action="store_true", help="every method, start, batch and budget; no time limit")
+    one.add_argument("--growth", action="store_true", help="up to 4,096 tokens, and the memory there (minutes more)")
+    one.add_argument("--train", action="store_true", help="training steps of all models; default: of the first")
+    one.add_argument("--model", nargs="+", default=list(Options.models), metavar="NAME",
+                     help=f"timm ViTs, with random weights; default: {' '.join(Options.models)}")
+    one.add_argument("--method", nargs="+", default=[], metavar="NAME", help="only these methods")
+    one.add_argument("--saving", nargs="+", type=float, default=[], metavar="SHARE",
+                     help="of the computations; default: 0.42, and for a curve 0.2 and 0.6")
+    one.add_argument("--batch", nargs="+", type=int, metavar="N",
+                     help="pictures at a time; default: 1 8, with --full 1 16 64 256")
+    one.add_argument("--dtype", nargs="+", default=["float32"], metavar="NAME",
+                     help=f"{', '.join(DTYPES)}; default: float32")
+    one.add_argument("--kernel", default="", metavar="NAME", help=f"{', '.join(KERNELS)}; default: PooledViT's choice")
+    one.add_argument("--compile", action="store_true", help="whole models through torch.compile, the plain one too")
+    one.add_argument("--device", default="cpu", help="cpu, cuda, mps; default: cpu")
+    one.add_argument("--threads", type=int, metavar="N", help="of the CPU; default: all cores")
+    one.add_argument("--cpu-time", action="store_true", help="count this process only, on a busy machine; one thread")
+    one.add_argument("--rounds", type=int, default=Options.rounds, metavar="N", help=f"default: {Options.rounds}")
+    one.add_argument("--seconds", type=float, metavar="S",
+                     help=f"a limit for all of it; default: {Options.seconds:g}, none with --full or --growth")
+    one.add_argument("--out", type=Path, default=Path("results/bench"), metavar="FOLDER", help="default: results/bench")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    import torch
+
+    from tokenpool.runs import bench, speed, timed
+    _check_device(args.device)
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads {args.threads}: use 1 or more.")
+        torch.set_num_threads(args.threads)
+    extent = "full" if args.full else "quick" if args.quick else "default"
+    unlimited = args.full or args.growth
+    seconds = args.seconds if args.seconds is not None else None if unlimited else bench.Options.seconds
+    options = bench.Options(
+        tuple(args.model), tuple(args.method), tuple(args.saving),
+        tuple(args.batch or ((1, 16, 64, 256) if args.full else bench.Options.batches)), tuple(args.dtype), args.device,
+        args.compile, args.train, args.growth, extent, args.rounds, seconds, args.kernel, args.cpu_time)
+    groups = timed.plan(options)
+    print(f"{sum(len(g.items) for g in groups)} timings in {len(groups)} groups"
+          + (f", within {seconds / 60:.1f} minutes" if seconds else ""))
+    kept = bench.unfinished(args.out)
+    if kept:
+        print(f"Going on with a stopped run; {kept} timings are there. To begin anew, remove "
+              f"{args.out / bench.UNFINISHED}.")
+    with _progress() as bar:
+        task = bar.add_task("", total=len(groups))
+        rows = bench.run(options, groups, args.out,
+                         lambda what, done, total: bar.update(task, completed=done, description=what))
+    page = args.out / "index.html"
+    speed.write_page(page, rows)
+    for table in speed.tables(rows):
+        _print_lines(table)
+    print(f"\n{speed.YIELD}\n{speed.line_of(rows[0])}.\n\nrows   {args.out / 'bench.csv'}\n"
+          f"page   {page}   (open it in a browser)")
+
+
+def _print_lines(table) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
+    for index, name in enumerate(table.head):
+        wraps = not index or "quartiles" in name          # words: a method's, or why there is no number
+        shown.add_column(name, justify="right" if index else "left", no_wrap=not wraps)
+    for line in table.lines:
+        shown.add_row(*line)
+    print(f"\n{table.title}\n")
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(shown)
+
+
+def _export_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("model", help="pebbles_vit, any timm ViT, local-dir:FOLDER")
+    one.add_argument("--out", type=Path, required=True, metavar="FILE",
+                     help="model.onnx (ONNX) or model.pt2 (torch.export)")
+    one.add_argument("--saving", type=float, metavar="SHARE", help="of the computations, such as 0.42")
+    one.add_argument("--schedule", nargs="+", type=int, metavar="K", help="tokens kept after each block, instead")
+    one.add_argument("--method", default="wk_medoids", metavar="NAME", help="default: wk_medoids")
+    one.add_argument("--start", metavar="NAME", help="of a clustering; default: top_k")
+    one.add_argument("--output", metavar="NAME", help="what a clustering returns: medoid, mean or weighted_mean")
+    one.add_argument("--counts", action="store_true", help="carry counts into later attention")
+    one.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, .safetensors or .pth")
+    one.add_argument("--pretrained", action="store_true", help="timm's public weights")
+    one.add_argument("--rounds", type=int, default=7, metavar="N", help="of the timing; default: 7")
+
+
+def _export(args: argparse.Namespace) -> None:
+    import torch
+
+    import tokenpool as tp
+    from tokenpool.runs import export
+    from tokenpool.runs.datasets import open_data
+    from tokenpool.runs.weights import SHIPPED, load_model
+    export.check_path(args.out)
+    model = load_model(args.model, args.checkpoint, args.pretrained)
+    pooled = tp.PooledViT(model, args.schedule, saving=args.saving, method=args.method, init=args.start,
+                          output=args.output, carry_counts=args.counts).eval()
+    if args.model == SHIPPED:
+        pictures, said = next(iter(open_data("pebbles", model, count=96)))[0], "pebbles"
+    else:
+        embed = pooled.vit.patch_embed
+        pictures = torch.randn(16, embed.proj.in_channels, *embed.img_size, generator=torch.Generator().manual_seed(0))
+        said = "random pictures"
+        if args.checkpoint is None and not args.pretrained and ":" not in args.model:
+            print(f"{args.model} has random weights: add --pretrained or --checkpoint FILE for a model of use.")
+    about = {"tokenpool": tp.__version__, "model": args.model, "pooling": pooled.extra_repr()}
+    export.save(export.trace(pooled), args.out, about)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {tp.macs(pooled)}")
+    print(f"Compared on {len(pictures)} {said}.")
+    report = export.compare(args.out, pooled, pictures, rounds=args.rounds)
+    for sentence in export.say(report, args.out):
+        print(sentence)
+    if not report.equal:
+        raise ValueError(f"{args.out} does not answer as PyTorch does, see above. It is kept for a look; "
+                         "do not use it.")
+
+
+def _check_device(device: str) -> None:
+    import torch
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device {device}: PyTorch finds no such device here. Use cpu, cuda or mps.")
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(f"--device {device}: PyTorch finds no such device here. Use --device cpu.")
 
 
 def _plan_options(one: argparse.ArgumentParser) -> None:
@@ -292,8 +437,6 @@ def _progress():
 
 
 def _reproduce(args: argparse.Namespace) -> None:
-    import torch
-
     from tokenpool.runs import evaluate, report
     from tokenpool.runs.datasets import open_data
     from tokenpool.runs.figures import summary
@@ -304,9 +447,7 @@ def _reproduce(args: argparse.Namespace) -> None:
 
     wanted = evaluate.settings(args.figure or tuple(evaluate.FIGURES), args.method,
                                args.budget or evaluate.BUDGETS, args.seeds)
-    kind = args.device.split(":")[0]
-    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
-        raise ValueError(f"--device {args.device}: PyTorch finds no such device here. Use --device cpu.")
+    _check_device(args.device)
     results = Results(args.out / "results.csv")
     model = load_model(args.model, args.checkpoint, args.pretrained)
     PooledViT(model)                       # refuses what cannot be pooled, before anything is read

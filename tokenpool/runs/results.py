@@ -9,11 +9,11 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -66,23 +66,93 @@ class Row:
     right: str = ""               # which pictures were right, as bits: pairs of runs can be compared picture by picture
 
 
+@dataclass(frozen=True)
+class Timing:
+    """How long something took beside its baseline, timed in turns, and everything that is needed to repeat it.
+
+    `ratio` is the finding: the median over rounds of (time of this) / (time of the baseline just before and after).
+    Where nothing could be measured, `rounds` is 0, the numbers are 0, and `note` says why.
+    """
+
+    key: str                      # what was timed, as a hash
+    part: str                     # "operators", "forward", "training", "growth" or "memory"
+    name: str                     # what was timed; of a method its name
+    baseline: str                 # what it was timed against
+    model: str
+    start: str                    # of a clustering; empty for others
+    counts: bool                  # carried counts
+    saving: float                 # asked for; 0 where a single step was timed
+    tokens: int                   # N, patch tokens in
+    kept: int                     # K of a single step; 0 for whole models
+    batch_size: int
+    dtype: str
+    compiled: bool                # by torch.compile, the baseline too
+    kernel: str                   # "auto", or the one that was asked for
+    share: float                  # multiply-adds of this over those of the baseline, clustering included
+    ratio: float
+    ratio_low: float              # quartiles over rounds
+    ratio_high: float
+    seconds: float                # median, one call
+    baseline_seconds: float
+    rounds: int
+    peak_mib: float               # memory on top of what was there before the call, at the worst moment
+    baseline_peak_mib: float
+    note: str                     # empty, or why there is no number
+    clock: str                    # "wall", or "cpu": time this process worked, for a busy machine
+    device: str
+    threads: int
+    tokenpool: str
+    torch: str
+    timm: str
+    python: str
+    commit: str
+    date: str
+
+    @property
+    def promised(self) -> float:
+        """Speed-up if time went with multiply-adds."""
+        return 1 / self.share if self.share else math.nan
+
+    @property
+    def obtained(self) -> float:
+        """Speed-up that was seen."""
+        return 1 / self.ratio if self.ratio else math.nan
+
+    @property
+    def gained(self) -> float:
+        """Yield: speed-up obtained / promised. 1: every multiply-add saved became time."""
+        return self.obtained / self.promised
+
+
 COLUMNS = tuple(f.name for f in fields(Row))
-_FIRST_COLUMNS = COLUMNS.index("date") + 1       # the shortest header that was ever written
+R = TypeVar("R", Row, Timing)
 
 
-class Results:
-    """The rows of one CSV file. A row is on disk as soon as it is added."""
+def columns_of(kind: type) -> tuple[str, ...]:
+    """The header of a file with rows of this kind."""
+    return tuple(f.name for f in fields(kind))
 
-    def __init__(self, path: Path) -> None:
+
+def _first_columns(kind: type) -> int:
+    """Length of the shortest header that was ever written: columns that came later have a default."""
+    return sum(f.default is MISSING for f in fields(kind))
+
+
+class Results(Generic[R]):
+    """The rows of one CSV file, all of one kind. A row is on disk as soon as it is added."""
+
+    def __init__(self, path: Path, kind: type[R] = Row) -> None:      # type: ignore[assignment]
         self.path = path
-        self.rows: list[Row] = []
+        self.kind: type[R] = kind
+        self.columns = columns_of(kind)
+        self.rows: list[R] = []
         self._older = False
         if path.exists() and path.stat().st_size:
             self._read()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", newline="") as file:
-                csv.writer(file).writerow(COLUMNS)
+                csv.writer(file).writerow(self.columns)
         self.keys = {row.key for row in self.rows}
 
     def _read(self) -> None:
@@ -92,43 +162,46 @@ class Results:
             self.path.write_text(text)
         lines = list(csv.reader(text.splitlines()))
         old = tuple(lines[0]) if lines else ()
-        if old != COLUMNS[:len(old)] or len(old) < _FIRST_COLUMNS:
+        if old != self.columns[:len(old)] or len(old) < _first_columns(self.kind):
             raise ValueError(f"{self.path} was written by another version of tokenpool: its columns differ. "
                              "Move it away, or give another folder with --out.")
         try:
-            self.rows = [_parse(line, old) for line in lines[1:]]
+            self.rows = [_parse(self.kind, line, old) for line in lines[1:]]
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path} holds a line that is not a result ({error}). "
                              "Mend or remove the line, or give another folder with --out.") from error
-        self._older = old != COLUMNS
+        self._older = old != self.columns
 
     def _write_anew(self) -> None:
         """With all columns, before a row is added to a file of an older version."""
         with replace_file(self.path) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *([getattr(row, c) for c in COLUMNS] for row in self.rows)])
+            csv.writer(file).writerows([self.columns, *map(self._line, self.rows)])
         self._older = False
 
-    def add(self, row: Row) -> None:
+    def _line(self, row: R) -> list[Any]:
+        return [getattr(row, c) for c in self.columns]
+
+    def add(self, row: R) -> None:
         if self._older:
             self._write_anew()
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow([getattr(row, c) for c in COLUMNS])
+            csv.writer(file).writerow(self._line(row))
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
         self.keys.add(row.key)
 
 
-def _parse(line: list[str], columns: tuple[str, ...]) -> Row:
+def _parse(kind: type[R], line: list[str], columns: tuple[str, ...]) -> R:
     if len(line) != len(columns):
         raise ValueError(f"{len(line)} values where {len(columns)} belong")
     read: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float,
                                              "bool": lambda v: {"True": True, "False": False}[v]}
-    return Row(**{f.name: read[str(f.type)](v) for f, v in zip(fields(Row), line, strict=False)})
+    return kind(**{f.name: read[str(f.type)](v) for f, v in zip(fields(kind), line, strict=False)})
 
 
-def frame(rows: list[Row]) -> pd.DataFrame:
-    return pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
+def frame(rows: Sequence[Row | Timing], kind: type = Row) -> pd.DataFrame:
+    return pd.DataFrame([vars(row) for row in rows], columns=list(columns_of(kind)))
 
 
 def pack(right: np.ndarray) -> str:
