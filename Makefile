@@ -46,7 +46,7 @@ train-default: $(READY)  ## train the model that ships, about 25 minutes on two 
 
 lock: $(READY)   ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra test --extra docs -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras -o requirements.lock
 
 clean:           ## remove .venv, results, site and slides
 	rm -rf .venv results site slides

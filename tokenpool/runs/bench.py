@@ -43,7 +43,7 @@ class Options:
     models: tuple[str, ...] = ("deit_tiny_patch16_224", "deit_small_patch16_224")
     methods: tuple[str, ...] = ()                 # none: all as operators, those of SYSTEMS as whole models
     savings: tuple[float, ...] = ()               # none: 0.42, and for a curve 0.2 and 0.6 of the first model
-    batches: tuple[int, ...] = (1, 8)
+    batches: tuple[int, ...] = (1, 16)
     dtypes: tuple[str, ...] = ("float32",)        # weights, pictures and tokens
     device: str = "cpu"
     compiled: bool = False                        # whole models, the plain one too

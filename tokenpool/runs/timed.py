@@ -147,8 +147,8 @@ def _build_steps(group: Group, options: Options) -> Built:
     places = grid_positions(*grid, x.device)
 
     def scoring() -> Tensor:
-        _, attention = scored.block_with_score(block, x, None, None)
-        return scored.significance(attention.detach().float(), prefix)
+        wanted = scored.Wanted("received", prefix, options.kernel or "auto")
+        return scored.block_seen(block, x, None, None, wanted)[1].score
 
     def pooling(item: Item) -> Run:
         way = Pooling(item.name, item.start or None, **options.chosen_kernel)
