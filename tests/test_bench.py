@@ -201,7 +201,7 @@ def test_the_plan_holds_every_method_start_and_size():
     assert {i.kept for i in steps.items if i.kept} == {32, 48}
     assert Item("score") in steps.items
     whole = [g for g in groups if g.part == "forward"]
-    assert [g.batch_size for g in whole] == [1, 8]
+    assert [g.batch_size for g in whole] == [1, 16]
     assert {i.saving for i in whole[1].items} == {0.2, 0.42, 0.6}
     assert len(groups[-1].items) > 1
     assert len({g.tokens for g in groups if g.part == "growth"}) == 3

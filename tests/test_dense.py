@@ -103,7 +103,8 @@ def test_maps_are_forward_intermediates_and_groups_their_equals():
     for method in ("random", "wk_medoids", "grid_average"):
         pooled = tp.PooledViT(vit, [50, 40, 20, 10, 5, 5], method=method, carry_counts=True)
         features, groups = dense.dense(pooled, x)
-        maps = pooled.forward_intermediates(x, indices=4, norm=True, output_fmt="NLC", intermediates_only=True)
+        with torch.inference_mode():                             # as dense.dense: with gradient, attention is another
+            maps = pooled.forward_intermediates(x, indices=4, norm=True, output_fmt="NLC", intermediates_only=True)
         assert torch.equal(features, torch.cat(maps, dim=-1))
         for f, group in zip(features, groups, strict=True):
             assert len(group.unique()) == 20
