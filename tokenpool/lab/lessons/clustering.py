@@ -647,9 +647,11 @@ def scene_words(c: Scene) -> str:
     above = c.final / c.best - 1
     near = "that is the best of all starts and seeds" if above < 0.005 else \
         f"{above:.0%} above the best of all starts and seeds ({c.best:.1f})"
+    why = "" if above < 0.005 else \
+        " No half-step raises the error, so a run ends where it cannot go down, not where it is lowest."
     beaten = sum(e < c.final - 1e-3 for e in c.finals["random"])
     stops = "moves on beyond the last half-step here" if c.settled is None else f"settles after half-step {c.settled}"
-    return (f"{first} Left alone, this run {stops} and ends at {c.final:.1f}: {near}. {beaten} of {SEEDS} random "
+    return (f"{first} Left alone, this run {stops} and ends at {c.final:.1f}: {near}.{why} {beaten} of {SEEDS} random "
             "starts end lower.")
 
 
@@ -669,7 +671,8 @@ def explore() -> Explorer:
                      "k": Number("Centres, K", 6, 2, 8), "start": Choice("Start", STARTS),
                      "seed": Number("Seed, where there is chance", 0, 0, SEEDS - 1),
                      "at": Number("Half-step (odd: assign, even: move)", 8, 0, 16)},
-                    scene, scene_figure, scene_words, scene_table, height=470)
+                    scene, scene_figure, scene_words, scene_table, height=470,
+                    measure=lambda c: ("error in the end", c.final, "{:.1f}"))
 
 
 # ---- predictions ----
