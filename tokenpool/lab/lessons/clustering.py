@@ -615,7 +615,7 @@ def scene_figure(c: Scene) -> go.Figure:
     place = _spread(column, len(mine))[c.seed if len(mine) > 1 else 0]
     fig.add_scatter(x=[place], y=[round(c.final / best, 3)], mode="markers", name="this run's end", col=2, row=1,
                     marker=dict(color=PURPLE, symbol="circle-open", size=17, line=dict(width=3)))
-    fig.update_xaxes(title="first coordinate", range=[-3.6, 3.8], col=1, row=1)
+    fig.update_xaxes(title="first coordinate", range=[-3.6, 3.8], constrain="domain", col=1, row=1)
     fig.update_yaxes(title="second coordinate", range=[-2.9, 4.3], scaleanchor="x", col=1, row=1)
     fig.update_xaxes(title="start", tickvals=[0, 1, 2, 3], range=[-0.5, 3.5], tickangle=0,
                      ticktext=["top_k", "random", "farthest<br>_first", "k_means<br>_plus_plus"], tickfont_size=11,
