@@ -103,7 +103,11 @@ def run_all(page, url):
     """Open a notebook and run it to its end."""
     page.goto(url)
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached", timeout=60_000)
+    if "/lab/" in url:
+        page.get_by_text("| Idle").wait_for(timeout=60_000)
+    else:                       # Notebook shows nothing while its kernel is idle
+        page.wait_for_function("fetch('/api/sessions').then(r => r.json()).then(all => all.some("
+                               "s => s.kernel.execution_state === 'idle' && s.kernel.connections))", timeout=60_000)
     page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
     # busy first, or an idle notebook that has not begun would pass for one that is done
