@@ -2,9 +2,11 @@
 
 import shutil
 import time
+from pathlib import Path
 
 from tokenpool.lab.controls import Choice, Number
 
+SHOTS = Path(__file__).resolve().parents[1] / "results" / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -50,3 +52,11 @@ def wait_for_words(page, explorer, where):
     while said not in (found := [" ".join(t.split()) for t in lines.all_inner_texts()]):
         assert time.monotonic() < deadline, (said, found)
         time.sleep(0.05)
+
+
+def save_picture(page, part, name):
+    """A screenshot of a part of the page, in a window that is tall enough for it."""
+    page.set_viewport_size({"width": page.viewport_size["width"], "height": 1750})
+    page.wait_for_timeout(600)                  # figures follow the window
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    part.screenshot(path=SHOTS / f"{name}.png")

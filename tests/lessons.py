@@ -11,6 +11,11 @@ def lesson(number: str) -> Any:
     return importlib.import_module(f"tokenpool.lab.lessons.{LESSONS[number]}")
 
 
+def state_words(explorer: Any) -> str:
+    """What an explorer says of where it stands, without what was moved last: that differs with every move."""
+    return explorer.say(explorer.compute(**explorer.values()))
+
+
 def check_exercise(number: str, letter: str, wrong: list[tuple[Callable[..., Any], str]]) -> None:
     """The three outcomes of one exercise.
 

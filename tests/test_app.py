@@ -3,20 +3,26 @@
 What the page says after a key press is compared with what the same explorer says in this process.
 """
 
+import asyncio
+import datetime
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
-from browsing import CHROMIUM, launch, press, wait_for_words, watched
+import tornado.web
+from browsing import CHROMIUM, launch, press, save_picture, wait_for_words, watched
 
 from tokenpool.cli import main
 from tokenpool.lab import gallery
+from tokenpool.lab.app import Pages
 from tokenpool.lab.controls import Number
 from tokenpool.lab.gallery import EXPLORERS, Gallery
 from tokenpool.lab.session import LESSONS, Lab
@@ -26,11 +32,15 @@ pytestmark = pytest.mark.timeout(300)
 
 def start(*options):
     """A server, and the address that it printed."""
-    server = subprocess.Popen([sys.executable, "-m", "tokenpool.cli", "explore", "--no-browser", *options],
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return run("-m", "tokenpool.cli", "explore", "--no-browser", *options)
+
+
+def run(*command):
+    server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                               # a shell's background job begins with Ctrl-C switched off, and so do its children
                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    said = server.stdout.readline()
+    assert "some seconds" in server.stdout.readline(), server.stderr.read()
+    said = server.stdout.readline()             # comes when the first page is ready
     assert said, server.stderr.read()
     return server, re.search(r"http://\S+", said)[0]
 
@@ -115,8 +125,9 @@ def test_all_explorers_on_one_page_by_keyboard(url, page):
         press(page, named(page, explorer.specs[moved]), explorer, moved)
         assert explorer.error is None, explorer.words
         wait_for_words(page, explorer, "#rendered_cells")
-        fits(page, 800)
-        fits(page, 1280)
+        for width in (800, 1280):
+            fits(page, width)
+            save_picture(page, page.locator("body"), f"app_{number}_{width}")
     row.first.press("Enter")                        # back: kept as it was left
     page.get_by_role("heading", level=2, name=EXPLORERS["05"][0], exact=True).wait_for(timeout=5_000)
     assert page.locator(".jp-InputArea, .jp-InputPrompt, .cm-editor, .jp-RenderedText").count() == 0
@@ -153,6 +164,98 @@ def test_from_elsewhere_only_with_the_token_and_ctrl_c_ends_it():
     finally:
         code, said = end(server)
     assert (code, "Traceback" in said) == (0, False), said
+
+
+# ---- how many, and for how long ----
+
+class Kernels:
+    """Voila's pool of one, without processes."""
+
+    def __init__(self):
+        self.alive, self.filled = {}, 0
+
+    def list_kernel_ids(self):
+        return list(self.alive)
+
+    def get_kernel(self, kernel):
+        return self.alive[kernel]
+
+    def fill_if_needed(self, **_):
+        self.filled += 1
+
+    async def get_rendered_notebook(self, notebook):
+        await asyncio.sleep(0.01)
+        if self.filled < 0:
+            raise OSError("no process")
+        kernel = f"kernel {len(self.alive)}"
+        self.alive[kernel] = SimpleNamespace(last_activity=datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+        return "task", [kernel], kernel
+
+
+def take(pages, count):
+    async def all_at_once():
+        return await asyncio.gather(*(pages.take() for _ in range(count)), return_exceptions=True)
+    return asyncio.run(all_at_once())
+
+
+def test_there_is_room_for_so_many_pages():
+    kernels = Kernels()
+    answers = take(Pages(kernels, "page", 3), 5)
+    assert [type(a) for a in answers] == [tuple] * 3 + [tornado.web.HTTPError] * 2
+    assert answers[-1].status_code == 503
+    assert "3 pages are open" in answers[-1].log_message
+
+
+def test_a_closed_page_makes_room():
+    kernels = Kernels()
+    pages = Pages(kernels, "page", 1)
+    assert len(take(pages, 1)) == len(kernels.alive) == 1
+    kernels.alive.clear()
+    assert take(pages, 1)[0][1] == ["kernel 0"]
+
+
+def test_a_page_that_waited_long_is_not_taken_for_an_abandoned_one():
+    kernels = Kernels()
+    take(Pages(kernels, "page", 1), 1)
+    age = datetime.datetime.now(datetime.UTC) - kernels.alive["kernel 0"].last_activity
+    assert age.total_seconds() < 60
+
+
+def test_a_process_that_could_not_start_is_tried_again():
+    kernels = Kernels()
+    kernels.filled = -1
+    assert isinstance(take(Pages(kernels, "page", 1), 1)[0], OSError)
+    assert kernels.filled == 0
+
+
+def test_the_limit_and_the_end_of_abandoned_pages():
+    """One page at a time and five seconds without a browser, on a real server: a second page is refused in words, the
+    first one's process goes, and the one that waits stays and becomes the next page."""
+    server, address = run("-c", "from tokenpool.lab.app import serve\n"
+                          "serve('03', browser=False, visitors=1, idle=5, tell=lambda w: print(w, flush=True))")
+    try:
+        first = kernel_of(address)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(address, timeout=60)
+        assert refused.value.code == 503
+        assert "1 pages are open" in refused.value.read().decode()
+        assert answer(f"{address}api/kernels/{first}") == 200
+        deadline = time.monotonic() + 90
+        while answer(f"{address}api/kernels/{first}") != 404:
+            assert time.monotonic() < deadline, "an abandoned page keeps its process"
+            time.sleep(0.5)
+        time.sleep(12)                          # longer than an abandoned page has
+        second = kernel_of(address)
+        assert answer(f"{address}api/kernels/{second}") == 200
+    finally:
+        end(server)
+
+
+def kernel_of(address):
+    """Open the page as a browser would that goes at once; the name of its process."""
+    page = urllib.request.urlopen(address, timeout=120).read().decode()
+    assert "tp-page" in page
+    return re.search(r'"kernelId": ?"([0-9a-f-]{36})"', page)[1]
 
 
 # ---- mistakes ----

@@ -1,7 +1,9 @@
 """What stands behind the seven verbs: predictions, exercises, figures with words, explorers."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import ipywidgets.widgets as widgets
 import pandas as pd
@@ -9,7 +11,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from tokenpool.lab import start
+from tokenpool.lab import k_explorer, start
 from tokenpool.lab.cards import Card, inline
 from tokenpool.lab.controls import Choice, Number, Slider, Switch
 from tokenpool.lab.exercises import Exercise, Wrong, ensure, exercise, expect
@@ -243,14 +245,14 @@ def toy():
     return Explorer({"a": Number("First", 3, 0, 20), "b": Choice("Second", ("one", "two")),
                      "negative": Switch("Negative")}, sums,
                     lambda s: go.Figure(go.Bar(x=["sum"], y=[s])), lambda s: f"The sum is {s}.",
-                    lambda s: pd.DataFrame({"sum": [s]}))
+                    lambda s: pd.DataFrame({"sum": [s]}), measure=lambda s: ("sum", s, "{:d}") if s < 19 else None)
 
 
 def test_an_explorer_follows_its_controls():
     explorer = toy()
     assert explorer.words == "The sum is 4."
     explorer.set(a=5, b="two", negative=True)
-    assert explorer.words == "The sum is -7."
+    assert explorer.words == "You changed *Negative* from off to on: the sum fell from 7 to -7. The sum is -7."
     assert explorer.figure.data[0].y == (-7,)
     assert "-7" in explorer._numbers.value
     assert 'role="status"' in explorer._status.value
@@ -264,7 +266,65 @@ def test_an_error_in_a_callback_is_told_where_the_person_looks():
     assert explorer.figure.data[0].y == (4,)
     explorer.set(a=2)
     assert explorer.error is None
-    assert explorer.words == "The sum is 3."
+    assert explorer.words == "You changed *First* from 13 to 2: the sum fell from 4 to 3. The sum is 3."
+
+
+def broken(*_, **__):
+    raise RuntimeError("planted")
+
+
+@pytest.mark.parametrize("part", ["compute", "draw", "say", "table", "measure"])
+@pytest.mark.parametrize("number", LESSONS)
+def test_an_error_in_any_part_of_any_explorer_is_told(number, part, monkeypatch):
+    explorer = Lab(number).explore()
+    if (number, part) == ("05", "measure"):
+        return                                  # it has its own words for what changed
+    with monkeypatch.context() as patch:
+        patch.setattr(explorer, part, broken)
+        if (number, part) in (("05", "say"), ("05", "table")):
+            patch.setattr(k_explorer, {"say": "move_words", "table": "table"}[part], broken)
+        move(explorer, next(iter(explorer.specs)))
+        assert "planted" in str(explorer.error)
+        assert explorer.words.startswith("This setting does not work: planted")
+    move(explorer, list(explorer.specs)[-1])
+    assert explorer.error is None
+    assert "planted" not in explorer.words
+
+
+def move(explorer, name):
+    """One control to its next value."""
+    spec, before = explorer.specs[name], explorer.values()[name]
+    if isinstance(spec, Number):
+        after = before + spec.step if before + spec.step <= spec.high else before - spec.step
+    elif isinstance(spec, Choice):
+        values = list(spec.shown.values())
+        after = values[(values.index(before) + 1) % len(values)]
+    else:
+        after = not before
+    explorer.set(**{name: after})
+    return spec.spoken(before), spec.spoken(after)
+
+
+@pytest.mark.parametrize("number", [n for n in LESSONS if n != "05"])         # 05: test_k_explorer.py
+def test_every_move_says_what_changed(number):
+    explorer = Lab(number).explore()
+    told = 0
+    for name, spec in explorer.specs.items():
+        before, after = move(explorer, name)
+        assert explorer.error is None, explorer.words
+        assert explorer.words.startswith(f"You changed *{spec.label}* from {before} to {after}")
+        told += any(verb in explorer.words for verb in (" rose from ", " fell from ", " stays at "))
+    assert told >= len(explorer.specs) - 2      # of another picture or another stage there may be nothing to compare
+
+
+def test_what_became_of_a_number():
+    explorer = toy()
+    assert explorer.set(a=4).words.startswith("You changed *First* from 3 to 4: the sum rose from 4 to 5. ")
+    assert explorer.set(negative=True, a=5, b="one").words.startswith("You changed *First* from 4 to 5: the sum fell ")
+    flat = Explorer({"a": Number("A", 1, 0, 9)}, lambda a: a, lambda a: go.Figure(), lambda a: "Words.",
+                    measure=lambda a: ("half", a // 2, "{:d}"))
+    assert flat.set(a=0).words == "You changed *A* from 1 to 0: the half stays at 0. Words."
+    assert toy().set(a=18).words == "You changed *First* from 3 to 18. The sum is 19."         # nothing to compare
 
 
 def test_an_explorer_reads_without_a_kernel():
@@ -292,6 +352,7 @@ def test_a_control_refuses_what_it_cannot_show():
     with pytest.raises(ValueError, match=r"'three' is not a choice\. Use one of 'one', 'two'"):
         explorer.set(b="three")
     assert explorer.words == "The sum is 4."
+    assert explorer.error is None
 
 
 def test_a_choice_made_in_the_browser_arrives_as_its_value():
@@ -299,15 +360,22 @@ def test_a_choice_made_in_the_browser_arrives_as_its_value():
     explorer = Explorer({"k": few_or_many}, lambda k: k, lambda k: go.Figure(), lambda k: f"{k}.")
     assert explorer.words == "2."
     explorer.controls["k"].index = 1         # what the front end sends
-    assert explorer.words == "9."
+    assert explorer.words == "You changed *K* from few to many. 9."
     assert explorer.values() == {"k": 9}
 
 
-def test_a_cell_that_is_run_again_leaves_nothing_behind():
+@pytest.mark.parametrize("number", LESSONS)
+def test_a_cell_that_is_run_again_leaves_nothing_behind(number):
+    """No widget in the kernel's list, and no callback that would keep the explorer in memory."""
     alive = widgets.widget._instances
-    lab = Lab("03")
+    lab = Lab(number)
+    explorer = lab.explore()
+    gone = [weakref.ref(part) for part in (explorer, explorer.figure, *explorer.controls.values())]
+    del explorer
     lab.explore()
     before = len(alive)
-    for _ in range(5):
-        lab.explore(k=6)
+    for _ in range(3):
+        move(lab.explore(), next(iter(lab.explore().specs)))
     assert len(alive) == before
+    gc.collect()
+    assert [part() for part in gone] == [None] * len(gone)

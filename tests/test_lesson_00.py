@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from lessons import check_exercise
+from lessons import check_exercise, state_words
 
 import tokenpool as tp
 from tokenpool.lab.lessons import start_here as toys
@@ -203,13 +203,13 @@ def test_the_table_lists_patches():
 
 def test_every_corner_of_the_explorer():
     explorer = toys.explore()
-    seen = {explorer.words}
+    seen = {state_words(explorer)}
     corners = itertools.product(("pebbles 6", "cat (photograph)"), (-1, 2), ("k_means", "top_k"), (1, 64))
     for picture, block, method, k in (*corners, ("pebbles 1", 0, "grid_average", 7), ("pebbles 1", 0, "wk_means", 7)):
         explorer.set(picture=picture, block=block, method=method, k=k)
         assert explorer.error is None, (picture, block, method, k, explorer.error)
         assert f"{k} of 64 tokens by {method}" in explorer.words
-        seen.add(explorer.words)
+        seen.add(state_words(explorer))
     assert len(seen) == 19
     explorer.set(patch=63)
     assert explorer.error is None

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lessons import state_words
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from tokenpool.attention import attention_half, normalise_qk
@@ -371,7 +372,7 @@ def test_kernel_figure_draws_the_numbers():
 
 def test_words_follow_every_control():
     box = toys.explore()
-    start = box.words
+    start = state_words(box)
     assert "ratio reaches 7.39" in start
     assert "No angle costs a factor of ten" in start
     seen = {start}
@@ -379,8 +380,8 @@ def test_words_follow_every_control():
                    dict(spread=0.5), dict(spread=0.0)):
         box.set(**change)
         assert box.error is None
-        assert box.words not in seen, change
-        seen.add(box.words)
+        assert state_words(box) not in seen, change
+        seen.add(state_words(box))
     assert "same kind of kernel" in box.words
     assert "falls to a tenth within" in toys.explore().set(alpha=4.0).words
     assert "near 90 degrees" in toys.explore().set(layout=toys.LAYOUTS[0]).words

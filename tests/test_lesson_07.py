@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lessons import check_exercise, lesson
+from lessons import check_exercise, lesson, state_words
 
 from tokenpool.runs import Stop
 from tokenpool.runs.recipe import Recipe, load_preset
@@ -177,13 +177,13 @@ def test_leaving_the_clustering_out_moves_k_means_most():
 
 def test_the_explorer_follows_every_control_to_its_corners():
     explorer = runs.explore()
-    spoken, traces = {explorer.words}, len(explorer.figure.data)
+    spoken, traces = {state_words(explorer)}, len(explorer.figure.data)
     first = min(run for _, run in runs.recorded().cards)
     for values in ({"preset": runs.PHOTOGRAPHS}, {"axis": runs.AXES[2]}, {"stage": "untouched"},
                    {"group": "starts and counts"}, {"budget": 100}, {"run": first}):
         explorer.set(**values)
         assert explorer.error is None, explorer.words
-        spoken.add(explorer.words)
+        spoken.add(state_words(explorer))
         assert len(explorer.figure.data) == traces
     assert len(spoken) == 7
     assert "impression, not a benchmark" in explorer.words

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lessons import check_exercise, lesson
+from lessons import check_exercise, lesson, state_words
 
 from tokenpool.lab.session import LESSONS
 from tokenpool.runs.claims import UNDECIDED, claims, gap
@@ -260,13 +260,13 @@ def test_kinds(word, kind):
 
 def test_the_explorer_follows_every_control_to_its_corners():
     explorer = ev.explore()
-    traces, spoken = len(explorer.figure.data), {explorer.words}
+    traces, spoken = len(explorer.figure.data), {state_words(explorer)}
     for values in ({"name": ev.LEDGERS[1]}, {"kind": ev.KINDS[1]}, {"claim": ev.TOPICS[0].short}, {"kind": "any"},
                    {"name": ev.LEDGERS[2]}, {"claim": ev.TOPICS[-1].short}, {"kind": ev.KINDS[0]}):
         explorer.set(**values)
         assert explorer.error is None, explorer.words
         assert len(explorer.figure.data) == traces
-        spoken.add(explorer.words)
+        spoken.add(state_words(explorer))
     assert len(spoken) == 8
     assert "hidden" in explorer.words
     for name, kind, claim in itertools.product(ev.LEDGERS, ("any", *ev.KINDS), (ev.ALL, ev.TOPICS[0].short)):

@@ -1,12 +1,15 @@
 """The server of `tokenpool explore` and `make app`: Voila, narrowed to one page that only this machine can open.
 
-The page is one call of `gallery.Gallery`, in a Python process of the visitor's own. Beside the page the server knows
-the files of the front end and the line to that process, over which widgets speak and nothing can be executed. No
-folder, no notebook and no file of the machine has an address here, and nothing that a visitor sends is written down.
+The page is one call of `gallery.Gallery`, in a Python process of the visitor's own. That process is begun, and its page
+drawn before anybody asks: importing torch takes longer than a visitor waits. Beside the page the server knows the files
+of the front end and the line to that process, over which widgets speak and nothing can be executed. No folder, no
+notebook and no file of the machine has an address here, and nothing that a visitor sends is written down.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import ipaddress
 import json
@@ -16,15 +19,17 @@ import socket
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import tornado.httpserver
 import tornado.ioloop
 import tornado.web
+from jupyter_client.session import utcnow
 from traitlets.config import Config
 from voila.app import Voila
+from voila.tornado.handler import TornadoVoilaHandler
 
 from tokenpool.lab.gallery import FILES, chosen
 
@@ -37,11 +42,12 @@ KEPT = ("/api/kernels/", "/voila/static/", "/voila/templates/", "/voila/labexten
 
 
 def serve(which: str = "all", port: int = 0, address: str = "127.0.0.1", browser: bool = True,
-          tell: Callable[[str], Any] = print) -> None:
+          tell: Callable[[str], Any] = print, visitors: int = VISITORS, idle: int = IDLE) -> None:
     """Serve the explorers until Ctrl-C or SIGTERM.
 
     Args:
         which: `all`, or a notebook's number. port: 0 finds a free one. tell: gets the lines for the person.
+        visitors: pages at a time. idle: seconds that a page's process outlives a browser that is gone.
 
     Raises:
         ValueError: no such explorer; the port or the address cannot be had.
@@ -52,8 +58,8 @@ def serve(which: str = "all", port: int = 0, address: str = "127.0.0.1", browser
         page = Path(folder) / "explorers.ipynb"
         page.write_text(json.dumps(_notebook(numbers)))
         _quiet_python(Path(folder) / "ipython")
-        server = Server(config=_config(address, page))
-        server.listening, server.browser_wanted, server.tell = listening, browser, tell
+        server = Server(config=_config(address, page, idle))
+        server.listening, server.browser_wanted, server.tell, server.visitors = listening, browser, tell, visitors
         for name in ("tornado", "nbconvert"):   # a line for every file of the page is not for a person's terminal
             logging.getLogger(name).setLevel(logging.CRITICAL)
         server.initialize([])
@@ -80,7 +86,7 @@ def _local(address: str) -> bool:
     return address == "localhost" or ipaddress.ip_address(address).is_loopback
 
 
-def _config(address: str, page: Path) -> Config:
+def _config(address: str, page: Path, idle: int) -> Config:
     local = _local(address)
     return Config({
         "Voila": {"notebook_path": str(page), "ip": address, "open_browser": False, "log_level": "CRITICAL",
@@ -95,17 +101,56 @@ def _config(address: str, page: Path) -> Config:
                                "allow_template_override": "NO", "allow_theme_override": "NO",
                                "extension_allowlist": ["@voila-dashboards/widgets-manager8", "anywidget",
                                                        "@jupyter-widgets/jupyterlab-manager"],
-                               "prelaunch_hook": _room_for_one_more, "http_keep_alive_timeout": 60},
+                               "preheat_kernel": True, "default_pool_size": 1},
         "VoilaExecutor": {"cell_error_instruction": "Type tokenpool explore again; if it stays, please report it."},
-        "MappingKernelManager": {"cull_idle_timeout": IDLE, "cull_interval": 60},
+        "MappingKernelManager": {"cull_idle_timeout": idle, "cull_interval": min(idle, 60)},
         "ZMQChannelsWebsocketConnection": {"limit_rate": False},        # a figure may be large: it goes nowhere far
     })
 
 
-def _room_for_one_more(request: tornado.web.RequestHandler, **_: Any) -> None:
-    if len(request.kernel_manager.list_kernel_ids()) >= VISITORS:
-        raise tornado.web.HTTPError(503, f"{VISITORS} pages are open, and each takes a Python process. Close one and "
-                                         "load this page again.", reason="No room for one more page")
+class Pages:
+    """The processes that have a visitor, and the one that waits for the next."""
+
+    def __init__(self, kernels: Any, notebook: str, most: int) -> None:
+        self._kernels, self._notebook, self._most = kernels, notebook, most
+        self._taken: set[str] = set()
+        self._turn = asyncio.Lock()             # two at once would both find room for one, or one process for both
+
+    async def wait(self) -> None:
+        """Until a page waits for its visitor."""
+        for started in tuple(self._kernels._pools[self._notebook]):
+            await (await started)["task"]
+
+    async def take(self) -> tuple[asyncio.Task[Any], list[str]]:
+        """What is drawn of the page that waited, as Voila's task and its parts so far. The next one is begun."""
+        async with self._turn:
+            self._taken &= set(self._kernels.list_kernel_ids())
+            if len(self._taken) >= self._most:
+                raise tornado.web.HTTPError(503, f"{self._most} pages are open, and each takes a Python process. Close "
+                                                 "one and load this page again.", reason="No room for one more page")
+            try:
+                task, parts, kernel = await self._kernels.get_rendered_notebook(self._notebook)
+            except Exception:
+                self._kernels.fill_if_needed(notebook_name=self._notebook)
+                raise
+            # it may have waited for longer than an abandoned page may, and its visitor is not connected yet
+            self._kernels.get_kernel(kernel).last_activity = utcnow()
+            self._taken.add(kernel)
+            return task, parts
+
+
+class Page(TornadoVoilaHandler):
+    """The address of the page."""
+
+    async def get_generator(self, path: str | None = None) -> AsyncIterator[str]:
+        drawing, parts = await self.settings["pages"].take()
+        self.set_header("Content-Type", "text/html")
+        self.set_header("Cache-Control", "no-store")            # a page belongs to one process: never show it twice
+        yield "".join(parts)                                    # its head, if that is all there is yet
+        drawn, rest = await drawing
+        yield "".join(drawn[len(parts):])
+        async for part, _ in rest:
+            yield part
 
 
 class Nothing(tornado.web.RequestHandler):
@@ -122,6 +167,7 @@ class Server(Voila):
     listening: socket.socket
     browser_wanted: bool
     tell: Callable[[str], Any]
+    visitors: int
 
     def _config_file_paths_default(self) -> list[str]:
         return []                               # settings of another Voila on this machine are not for this page
@@ -134,28 +180,21 @@ class Server(Voila):
         settings = super().init_settings()
         # the Python that serves is the Python that computes, whatever kernels are registered on this machine
         self.kernel_spec_manager.kernel_dirs = []
-        return settings
+        self.pages = Pages(self.kernel_manager, self.kernel_manager.notebook_path, self.visitors)
+        return settings | {"pages": self.pages}
 
     def init_handlers(self) -> list[Any]:
         known = super().init_handlers()
         # the last one serves the page at any address at all; it gets the one that is its own
-        page = ("/", *known[-1][1:])
+        page = ("/", Page, known[-1][2])
         return [h for h in known if h[0].startswith(KEPT)] + [page]
 
     def listen(self) -> None:
         server = tornado.httpserver.HTTPServer(self.app, max_body_size=2**20, max_buffer_size=MESSAGE + 2**20)
         server.add_socket(self.listening)
-        host, port = self.listening.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-        token = self.identity_provider.token
-        url += f"?token={token}" if token else ""
-        self.tell(f"The explorers are at {url}   (Ctrl-C ends them)")
-        if token:
-            self.tell(f"This lets other machines in: whoever has the address with its token can open up to {VISITORS} "
-                      "pages, each a Python process on this machine. They can move controls, and run nothing else.")
-        if self.browser_wanted:                 # a text browser would not give the terminal back
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         self.ioloop = tornado.ioloop.IOLoop.current()
+        self.ioloop.add_callback(self._invite)
+        self.tell("Starting Python and the model: some seconds ...")
         try:
             self.ioloop.start()
         except KeyboardInterrupt:
@@ -163,6 +202,22 @@ class Server(Voila):
         finally:
             server.stop()
             self.stop()
+
+    async def _invite(self) -> None:
+        """Tell the address, once the first page waits there."""
+        with contextlib.suppress(Exception):    # whoever opens the page is told
+            await self.pages.wait()
+        host, port = self.listening.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        token = self.identity_provider.token
+        url += f"?token={token}" if token else ""
+        self.tell(f"The explorers are at {url}   (Ctrl-C ends them)")
+        if token:
+            self.tell("This lets other machines in: whoever has the address with its token can open up to "
+                      f"{self.visitors} pages, each a Python process on this machine. They can move controls, and run "
+                      "nothing else.")
+        if self.browser_wanted:                 # a text browser would not give the terminal back
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
 
 def _listen(address: str, port: int) -> socket.socket:

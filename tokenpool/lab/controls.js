@@ -7,12 +7,20 @@ const element = (tag, properties = {}, ...children) => {
   return made;
 };
 
+// An input whose keys are its own. JupyterLab and Notebook take arrow keys and letters for commands on cells; Notebook does
+// so before any listener here is asked, and only what stands on the focused element itself stops it.
+const field = (tag, properties) => {
+  const made = element(tag, properties);
+  made.dataset.lmSuppressShortcuts = "true";
+  return made;
+};
+
 // every kind: (row, model, id) -> a function that shows the model's state
 const kinds = {
   number(row, model, id) {
     const label = element("label", { htmlFor: id });
-    const range = element("input", { type: "range", id });
-    const number = element("input", { type: "number" });
+    const range = field("input", { type: "range", id });
+    const number = field("input", { type: "number" });
     let waiting = 0;
     const send = () => {
       clearTimeout(waiting);
@@ -39,7 +47,7 @@ const kinds = {
 
   choice(row, model, id) {
     const label = element("label", { htmlFor: id });
-    const select = element("select", { id });
+    const select = field("select", { id });
     select.addEventListener("change", () => { model.set("index", select.selectedIndex); model.save_changes(); });
     row.append(label, select);
     return () => {
@@ -51,7 +59,7 @@ const kinds = {
 
   switch(row, model, id) {
     const label = element("label", { htmlFor: id });
-    const box = element("input", { type: "checkbox", id });
+    const box = field("input", { type: "checkbox", id });
     box.addEventListener("change", () => { model.set("value", box.checked); model.save_changes(); });
     row.append(label, box);
     return () => { label.textContent = model.get("label"); box.checked = model.get("value"); };
@@ -59,7 +67,7 @@ const kinds = {
 
   upload(row, model, id) {
     const label = element("label", { htmlFor: id });
-    const file = element("input", { type: "file", id });
+    const file = field("input", { type: "file", id });
     file.addEventListener("click", () => { file.value = ""; });       // the same file may be chosen again
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
@@ -81,7 +89,7 @@ const kinds = {
       group.disabled = model.get("disabled");
       if (group.querySelectorAll("input").length === model.get("names").length) return;
       model.get("names").forEach((name, place) => {
-        const radio = element("input", { type: "radio", name: id, id: `${id}-${place}` });
+        const radio = field("input", { type: "radio", name: id, id: `${id}-${place}` });
         radio.addEventListener("change", () => { model.set("index", place); model.save_changes(); });
         group.append(element("div", {}, radio, element("label", { htmlFor: radio.id, textContent: name })));
       });
@@ -95,7 +103,6 @@ export default {
     const row = element("div", { className: `tp-control tp-${kind}` });
     el.append(row);
     const show = kinds[kind](row, model, "tp-" + Math.random().toString(36).slice(2));
-    row.addEventListener("keydown", (event) => event.stopPropagation());   // JupyterLab would take the arrow keys
     model.on("change", show);
     show();
     // plotly measures the page before its figure is on it, and again only when the window says that it has changed

@@ -24,6 +24,9 @@ class Number:
     high: float
     step: float = 1
 
+    def spoken(self, value: float) -> str:
+        return f"{value:g}"
+
     def widget(self) -> Slider:
         return Slider(label=self.label, value=self.value, low=self.low, high=self.high, step=self.step)
 
@@ -36,9 +39,15 @@ class Choice:
     options: tuple[str, ...] | Mapping[str, Any]
     value: Any = None
 
+    @property
+    def shown(self) -> dict[str, Any]:
+        return dict(self.options) if isinstance(self.options, Mapping) else {name: name for name in self.options}
+
+    def spoken(self, value: Any) -> str:
+        return next(name for name, known in self.shown.items() if known == value)
+
     def widget(self) -> Select:
-        shown = dict(self.options) if isinstance(self.options, Mapping) else {name: name for name in self.options}
-        return Select(self.label, shown, next(iter(shown.values())) if self.value is None else self.value)
+        return Select(self.label, self.shown, next(iter(self.shown.values())) if self.value is None else self.value)
 
 
 @dataclass(frozen=True)
@@ -48,13 +57,17 @@ class Switch:
     label: str
     value: bool = False
 
+    def spoken(self, value: bool) -> str:
+        return "on" if value else "off"
+
     def widget(self) -> Tick:
         return Tick(label=self.label, value=self.value)
 
 
 class _Control(anywidget.AnyWidget):
-    _esm = Path(__file__).with_name("controls.js")
-    _css = Path(__file__).with_name("controls.css")
+    # text, not files: a widget whose code is a file is kept by anywidget for ever, to follow the file's changes
+    _esm = Path(__file__).with_name("controls.js").read_text(encoding="utf-8")
+    _css = Path(__file__).with_name("controls.css").read_text(encoding="utf-8")
     kind = traitlets.Unicode().tag(sync=True)
     label = traitlets.Unicode().tag(sync=True)
 
@@ -139,3 +152,7 @@ class Upload(_Control):
         super().__init__(label=label, accept=accept, limit=limit)
         self.on_msg(lambda widget, said, buffers: received(str(said.get("name", "")), int(said.get("size", 0)),
                                                            bytes(buffers[0]) if buffers else b""))
+
+    def close(self) -> None:
+        self._msg_callbacks.callbacks.clear()       # whoever receives would stay in memory with it
+        super().close()

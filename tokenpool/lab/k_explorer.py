@@ -631,7 +631,8 @@ def move_words(before: View, now: View, name: str) -> str:
         return f"{head} {first_words(now)}"
     said = [_head(a, b, name), b.told, allowed(b.ks)[1]]
     if (old.how, a.schedule, a.counts) == (new.how, b.schedule, b.counts):      # nothing that the pictures depend on
-        return " ".join([*filter(None, said), *(_second(now) + _idle(now) if a.methods != b.methods else [])])
+        return " ".join([*filter(None, said), *(_second(now) if a.methods != b.methods else []),
+                         *(_idle(now) if a.methods != b.methods or name in ("start", "output") else [])])
     said += [_cost_change(old, new, b), _error_change(before, now)]
     if now.known:
         was, old_class, new_class = (int(p.argmax()) for p in (now.before, old.after, new.after))

@@ -615,7 +615,7 @@ def scene_figure(c: Scene) -> go.Figure:
     place = _spread(column, len(mine))[c.seed if len(mine) > 1 else 0]
     fig.add_scatter(x=[place], y=[round(c.final / best, 3)], mode="markers", name="this run's end", col=2, row=1,
                     marker=dict(color=PURPLE, symbol="circle-open", size=17, line=dict(width=3)))
-    fig.update_xaxes(title="first coordinate", range=[-3.6, 3.8], col=1, row=1)
+    fig.update_xaxes(title="first coordinate", range=[-3.6, 3.8], constrain="domain", col=1, row=1)
     fig.update_yaxes(title="second coordinate", range=[-2.9, 4.3], scaleanchor="x", col=1, row=1)
     fig.update_xaxes(title="start", tickvals=[0, 1, 2, 3], range=[-0.5, 3.5], tickangle=0,
                      ticktext=["top_k", "random", "farthest<br>_first", "k_means<br>_plus_plus"], tickfont_size=11,
@@ -647,9 +647,11 @@ def scene_words(c: Scene) -> str:
     above = c.final / c.best - 1
     near = "that is the best of all starts and seeds" if above < 0.005 else \
         f"{above:.0%} above the best of all starts and seeds ({c.best:.1f})"
+    why = "" if above < 0.005 else \
+        " No half-step raises the error, so a run ends where it cannot go down, not where it is lowest."
     beaten = sum(e < c.final - 1e-3 for e in c.finals["random"])
     stops = "moves on beyond the last half-step here" if c.settled is None else f"settles after half-step {c.settled}"
-    return (f"{first} Left alone, this run {stops} and ends at {c.final:.1f}: {near}. {beaten} of {SEEDS} random "
+    return (f"{first} Left alone, this run {stops} and ends at {c.final:.1f}: {near}.{why} {beaten} of {SEEDS} random "
             "starts end lower.")
 
 
@@ -669,7 +671,8 @@ def explore() -> Explorer:
                      "k": Number("Centres, K", 6, 2, 8), "start": Choice("Start", STARTS),
                      "seed": Number("Seed, where there is chance", 0, 0, SEEDS - 1),
                      "at": Number("Half-step (odd: assign, even: move)", 8, 0, 16)},
-                    scene, scene_figure, scene_words, scene_table, height=470)
+                    scene, scene_figure, scene_words, scene_table, height=470,
+                    measure=lambda c: ("error in the end", c.final, "{:.1f}"))
 
 
 # ---- predictions ----

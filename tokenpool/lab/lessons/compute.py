@@ -404,7 +404,8 @@ def explore() -> Explorer:
                      "side": Number("Picture side in pixels", 224, 96, 640, 32),
                      "keep": Number("Share kept after each block", 0.9, 0.5, 1, 0.01),
                      "method": Choice("Method", METHODS)},
-                    bill, bill_figure, bill_words, bill_table, height=440)
+                    bill, bill_figure, bill_words, bill_table, height=440,
+                    measure=lambda b: ("cost of the pooled model", b.pooled.total / 1e9, "{:.3f} GMACs"))
 
 
 # ---- predictions ----

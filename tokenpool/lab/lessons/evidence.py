@@ -492,7 +492,7 @@ def look_up_words(page: Page) -> str:
     if page.claim == ALL:
         if page.kind != "any":
             words += f" Shown: {', '.join(e.topic.short for e in page.shown) or 'none'}."
-        return words
+        return f"{words} Choose a claim to read the differences and intervals that decide it."
     if page.entry is None:
         return f"{words}\n\nThis claim is not judged on this evidence."
     e = page.entry
@@ -514,7 +514,8 @@ def look_up_table(page: Page) -> pd.DataFrame:
 def explore() -> Explorer:
     return Explorer({"name": Choice("Evidence", LEDGERS), "kind": Choice("Verdict", ("any", *KINDS)),
                      "claim": Choice("Claim", (ALL, *(t.short for t in TOPICS)))},
-                    look_up, look_up_figure, look_up_words, look_up_table, height=640)
+                    look_up, look_up_figure, look_up_words, look_up_table, height=640,
+                    measure=lambda page: ("number of claims shown", len(page.shown), "{:d}"))
 
 
 # ---- predictions ----

@@ -441,6 +441,14 @@ def browse_table(v: View) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["system", "stage", "cost", "MMACs", "top-1, %", "seeds", "pictures/s"])
 
 
+def best_of(v: View) -> tuple[str, float, str] | None:
+    """The number to watch: the best top-1 within the budget."""
+    if not v.best:
+        return None
+    stage, p = list(v.best.items())[-1]
+    return f"best top-1 on {NAMES[v.preset]}, {stage},", p.top1, "{:.1f} %"
+
+
 def explore() -> Explorer:
     runs = (BEST, *sorted(run for _, run in recorded().cards))
     return Explorer({"preset": Choice("Pictures", {v: k for k, v in NAMES.items()}, PEBBLES),
@@ -448,7 +456,7 @@ def explore() -> Explorer:
                      "group": Choice("Systems", tuple(GROUPS)),
                      "budget": Number("Budget, % of the plain model", 60, 20, 100, 5),
                      "run": Choice("Run card", runs)},
-                    browse, browse_figure, browse_words, browse_table, height=620)
+                    browse, browse_figure, browse_words, browse_table, height=620, measure=best_of)
 
 
 # ---- predictions ----

@@ -508,7 +508,8 @@ def explore() -> Explorer:
                      "keys": Number("Number of keys", 64, 4, 128),
                      "d": Choice("Channels of a head, d", {str(d): d for d in (4, 16, 32, 64, 128)}, 64),
                      "spread": Number("Spread of raw key lengths, share", 0.3, 0.0, 0.6, 0.05)},
-                    kernel, kernel_figure, kernel_words, kernel_table, height=440)
+                    kernel, kernel_figure, kernel_words, kernel_table, height=440,
+                    measure=lambda c: ("number of keys that the query averages over", effective(c.weights), "{:.1f}"))
 
 
 # ---- predictions ----

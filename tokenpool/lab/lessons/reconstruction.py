@@ -261,7 +261,8 @@ def explore() -> Explorer:
     methods = tuple(m for m in tp.method_names() if m != "grid_average")
     return Explorer({"cloud_name": Choice("Token cloud", CLOUDS), "copies": Number("Copies of the top token", 0, 0, 12),
                      "k": Number("Tokens kept, K", 4, 1, 12), "method": Choice("Method", methods, "top_k")},
-                    compare, compare_figure, compare_words, compare_table, height=460)
+                    compare, compare_figure, compare_words, compare_table, height=460,
+                    measure=lambda c: ("error", c.errors[c.method], "{:.1f}"))
 
 
 # ---- predictions ----

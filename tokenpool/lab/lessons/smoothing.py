@@ -525,7 +525,8 @@ def explore() -> Explorer:
     return Explorer({"log_alpha": Number("Logits times alpha = 2 to the power", 0, -8, 6),
                      "spread": Number("Key norms differ by up to, %", 0, 0, 30, 5),
                      "waves": Number("Waves of the fine detail", 12, 4, 30)},
-                    smooth, smooth_figure, smooth_words, smooth_table, height=560)
+                    smooth, smooth_figure, smooth_words, smooth_table, height=560,
+                    measure=lambda s: ("energy left above 8 waves", s.fine_left, "{:.0%}"))
 
 
 # ---- predictions ----

@@ -278,6 +278,7 @@ class Groups:
     labels: np.ndarray                  # (64,) numbers from 1, in reading order
     kept: np.ndarray | None             # (64,) bool for selections
     lost: float                         # share of the tokens' variance
+    dearest: tuple[int, float]          # the group that loses most, and its share of all that is lost
 
     @property
     def k(self) -> int:
@@ -326,14 +327,17 @@ def group(picture: str, block: int, method: str, k: int, patch: int) -> Groups:
     pixels, regions, tokens, score = _material(picture, block)
     scored = METHODS[method].scored
     out = tp.pool_tokens(tokens, k, method=method, weights=score if scored else None, init=start_of(method))
-    lost = (tokens - out.unpool()).square().sum() / (tokens - tokens.mean(1, keepdim=True)).square().sum()
+    gone = (tokens - out.unpool()).square().sum(2)[0].numpy()                   # of every patch
+    whole = (tokens - tokens.mean(1, keepdim=True)).square().sum().item()
+    labels = number_clusters(out.labels[0].numpy())
+    by_group = np.bincount(labels, gone)
     kept = None
     if METHODS[method].kind == "selection":
         kept = np.zeros(64, bool)
         kept[out.indices[0].numpy()] = True
     source = next(name for name, place in TOKENS.items() if place == block)
-    return Groups(picture, source, method, patch, pixels, regions, number_clusters(out.labels[0].numpy()), kept,
-                  lost.item())
+    return Groups(picture, source, method, patch, pixels, regions, labels, kept, float(gone.sum()) / whole,
+                  (int(by_group.argmax()), float(by_group.max() / max(gone.sum(), 1e-9))))
 
 
 def group_figure(g: Groups) -> go.Figure:
@@ -350,7 +354,11 @@ def group_words(g: Groups) -> str:
         f"Patch {g.patch} is in group {g.labels[g.patch]} with {len(others)} other{'s' * (len(others) > 1)}: " \
         f"{_listed(others)}."
     more = ", more than if one mean token spoke for all" if g.lost > 1 else ""
-    what = f"{g.k} of 64 tokens by {g.method}, from {g.source}: {g.lost:.0%} of the variance is lost{more}."
+    group, share = g.dearest
+    why = f" The largest part of that, {share:.0%}, is lost where group {group} has one token for " \
+          f"{int((g.labels == group).sum())} patches that differ." if g.lost > 0.005 else \
+        " Whoever shares a token looks the same." if g.k < 64 else " Nobody shares a token."
+    what = f"{g.k} of 64 tokens by {g.method}, from {g.source}: {g.lost:.0%} of the variance is lost{more}.{why}"
     largest = int(np.bincount(g.labels).argmax())
     crowd = f"The largest group, number {largest}, has {int((g.labels == largest).sum())} of the 64 patches."
     if g.regions is None:
@@ -381,7 +389,8 @@ def explore() -> Explorer:
     return Explorer({"picture": Choice("Picture", PICTURES), "block": Choice("Tokens", TOKENS),
                      "method": Choice("Method", tp.method_names(), "k_means"),
                      "k": Number("Tokens left, K", 16, 1, 64), "patch": Number("Look at patch", 0, 0, 63)},
-                    group, group_figure, group_words, group_table, height=440)
+                    group, group_figure, group_words, group_table, height=440,
+                    measure=lambda g: ("share of the variance lost", g.lost, "{:.0%}"))
 
 
 # ---- predictions ----
