@@ -297,6 +297,23 @@ def test_macs_with_keys_equal_what_torch_counts(method, position, counts):
     assert counter.get_total_flops() == 2 * 2 * tp.macs(pooled).total
 
 
+def test_directions_do_not_know_lengths():
+    """Patch tokens made longer or shorter, each by its own factor, in front of a block that leaves them as they are."""
+    model = vit()
+    for p in (*model.blocks[0].parameters(), *model.blocks[1].parameters()):
+        torch.nn.init.zeros_(p)
+    labels = []
+    lengths = torch.rand(1, 65, 1, generator=torch.Generator().manual_seed(0)) + 0.5
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for metric in ("directions", "tokens"):
+        pooled = tp.PooledViT(model, [64, 9, 9, 9, 9, 9], method="k_medoids", init="farthest_first", metric=metric)
+        before = pooled.trace(x).steps[1].labels
+        hook = model.blocks[0].register_forward_hook(lambda m, args, out: out * lengths)
+        labels.append(torch.equal(pooled.trace(x).steps[1].labels, before))
+        hook.remove()
+    assert labels == [True, False]
+
+
 def test_keys_without_a_score_keep_fused_attention(monkeypatch):
     def forbidden(*args):
         raise AssertionError("explicit attention")

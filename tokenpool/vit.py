@@ -33,7 +33,7 @@ from tokenpool.schedule import between, by_error, check_schedule, for_saving, ge
 from tokenpool.select import grid_positions
 
 POSITIONS = ("after_block", "before_mlp")
-METRICS = ("tokens", "keys")
+METRICS = ("tokens", "directions", "keys")
 LOSSES = ("features", "reconstruction")
 _NOISE_BITS = 24                    # integers, so that .half() does not round the noise; 24 bits are exact in float32
 
@@ -103,8 +103,9 @@ class PooledViT(nn.Module):
         position: "after_block" (the paper's; S) or "before_mlp", between attention and MLP.
         score: "received" (the paper's; S), "received_with_self", "class_token" or "class_token_values". None: what the
             method itself ranks by, "received" unless its authors say otherwise.
-        metric: what a method that looks at distances compares: "tokens", or "keys" of the attention just executed,
-            averaged over heads (ToMe's; P). Kept and averaged are the tokens in both cases. ToMe as published is
+        metric: what a method that looks at distances compares: "tokens"; "directions", the tokens scaled to length
+            one, since the next LayerNorm undoes their length (I); or "keys" of the attention just executed, averaged
+            over heads (ToMe's; P). Kept and averaged are the tokens in both cases. ToMe as published is
             method="tome", metric="keys", position="before_mlp", carry_counts=True.
         seed: of the random methods and starts. The same model gives the same answer twice; pass `generator=` to
             forward for a new draw.
@@ -406,20 +407,22 @@ class PooledViT(nn.Module):
         x = self._pool(x, k, weights, keys, noise, state, watched)
         return scored.mlp_half(block, x) if inside else x
 
-    def _pool(self, x: Tensor, k: int, weights: Tensor | None, keys: Tensor | None, noise: Tensor, state: _State,
+    def _pool(self, x: Tensor, k: int, weights: Tensor | None, features: Tensor | None, noise: Tensor, state: _State,
               watched: bool) -> Tensor:
         prefix = self.vit.num_prefix_tokens
         kept, patches = x[:, :prefix], x[:, prefix:]
+        if self.metric == "directions":
+            features = nn.functional.normalize(patches.detach().float(), dim=-1)
         rows, cols = state.grid
         grid = self.pooling.spec.kind == "grid"
         if state.place is None:
             state.place = grid_positions(rows, cols, x.device)
         choice = self.pooling.choose(patches, k, weights, state.counts, noise=noise, positions=state.place,
-                                     aspect=rows / cols, metric=keys, depth=state.depth)
+                                     aspect=rows / cols, metric=features, depth=state.depth)
         tokens = self.pooling.combine(patches, k, choice, weights, state.counts)
         rotary = getattr(self.vit, "rope", None) is not None
         if self.carry_counts or watched or grid:
-            labels = self.pooling.stand_ins(patches if keys is None else keys, choice)
+            labels = self.pooling.stand_ins(patches if features is None else features, choice)
             if watched:
                 assert state.labels is not None
                 state.labels = labels.gather(1, state.labels)
