@@ -95,13 +95,18 @@ def test_a_torch_program_is_kept_whole(pictures, tmp_path):
     assert export.compare(tmp_path / "m.pt2", pooled, pictures[:20], rounds=1).equal
 
 
-def test_another_models_file_is_not_called_the_same(pictures, shipped, capsys):
+def test_another_models_file_is_not_called_the_same(pictures, shipped):
     other = tp.PooledViT(weights.load_model(), saving=0.6, method="random").eval()
     report = export.compare(shipped[0], other, pictures, rounds=1)
     assert not report.equal
     assert export.say(report, shipped[0])[0].startswith("NOT THE SAME")
+
+
+def test_the_same_means_the_same_classes_and_close_logits():
+    assert export.Comparison(10, (1,), 9e-5, 10, 1, 1, 1, 1).equal
     assert not export.Comparison(10, (1,), 2e-4, 10, 1, 1, 1, 1).equal
     assert not export.Comparison(10, (1,), 0.0, 9, 1, 1, 1, 1).equal
+    assert not export.Comparison(10, (1,), float("nan"), 10, 1, 1, 1, 1).equal
 
 
 def test_an_operator_that_is_not_supported_is_one_sentence(tmp_path):

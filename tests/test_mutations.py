@@ -175,7 +175,7 @@ MUTATIONS = [
     ("runs/export.py", "largest=int(descending)", "largest=1 - int(descending)",
      "test_export.py -k 'any_number and top_k'"),
     ("runs/export.py", "self.same_top1 == self.pictures and self.difference", "self.difference",
-     "test_export.py -k not_called_the_same"),
+     "test_export.py -k same_means"),
     ("runs/board.py", "rows[key].date <= row.date", "rows[key].date > row.date", "test_board.py -k merge_without"),
 ]
 

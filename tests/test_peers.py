@@ -11,6 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import tokenpool as tp
 from tokenpool import attention, peers, pool
 from tokenpool.methods import Pooling
+from tokenpool.runs import weights
+from tokenpool.runs.datasets import scale
+from tokenpool.runs.pebbles import Pebbles
 
 MERGINGS = ("evit", "tome", "pitome", "dpc_knn", "agglomerative")
 
@@ -312,6 +315,31 @@ def test_directions_do_not_know_lengths():
         labels.append(torch.equal(pooled.trace(x).steps[1].labels, before))
         hook.remove()
     assert labels == [True, False]
+
+
+def test_the_recommendation_keeps_more_than_tome_and_the_papers_default():
+    """Pebbles of a seed on which nothing was chosen; measured on 600: 98 %, 87 % and 38 % of them right."""
+    model = weights.load_model("pebbles_vit")
+    pixels, labels, _ = Pebbles(seed=31, size=64).batch(range(100))
+    tome = dict(method="tome", metric="keys", position="before_mlp", carry_counts=True)
+    with torch.no_grad():
+        ours, theirs, default = ((tp.PooledViT(model, saving=0.7, **options)(scale(pixels)).argmax(1).numpy() == labels
+                                  ).mean() for options in (tp.OFF_THE_SHELF, tome, {}))
+    assert ours > 0.95
+    assert ours > theirs + 0.03 > default
+
+
+@pytest.mark.parametrize("options", [tp.OFF_THE_SHELF, dict(method="tome", metric="keys", position="before_mlp",
+                                                            carry_counts=True)], ids=["off_the_shelf", "tome"])
+def test_metrics_compile_in_one_graph_and_export(options):
+    pooled, x = tp.PooledViT(vit(), [20, 20, 6, 6, 3, 3], **options), torch.randn(3, 3, 64, 64)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(pooled, fullgraph=True, backend="eager", dynamic=False)
+        torch.testing.assert_close(compiled(x), pooled(x))
+        program = torch.export.export(pooled, (x,), dynamic_shapes={
+            "x": {0: torch.export.Dim("batch", min=2, max=64)}})
+        torch.testing.assert_close(program.module()(x[:2]), pooled(x[:2]))
 
 
 def test_keys_without_a_score_keep_fused_attention(monkeypatch):

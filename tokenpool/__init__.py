@@ -12,7 +12,8 @@ from tokenpool.attention import significance
 from tokenpool.cost import Cost
 from tokenpool.methods import init_names, method_names, pool_tokens
 from tokenpool.pool import Pooled
-from tokenpool.vit import PooledViT, Trace, macs
+from tokenpool.vit import OFF_THE_SHELF, PooledViT, Trace, macs
 
 __version__ = "0.1.0"
-__all__ = ["Cost", "Pooled", "PooledViT", "Trace", "init_names", "macs", "method_names", "pool_tokens", "significance"]
+__all__ = ["OFF_THE_SHELF", "Cost", "Pooled", "PooledViT", "Trace", "init_names", "macs", "method_names", "pool_tokens",
+           "significance"]
