@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -263,13 +263,14 @@ class Pooling:
         parts = [self._choose(*part, k=k, noise=noise, aspect=aspect, depth=depth)
                  for part in _in_parts(x if metric is None else metric, weights, counts,
                                        positions.expand(x.shape[0], -1, -1), start)]
-        return Choice(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
+        return Choice(*(None if part[0] is None else _joined(part) for part in zip(*parts, strict=True)))
 
     def _choose(self, x: Tensor, weights: Tensor | None, counts: Tensor | None, positions: Tensor,
                 start: Tensor | None, *, k: int, noise: Tensor, aspect: float, depth: float | None) -> Choice:
         with torch.autocast(x.device.type, enabled=False):     # float32: autocast would lose the argmin
             raw = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-            x = pool.centred(raw)
+            # a selection looks at the score only, a grid at positions
+            x = raw if self.spec.kind in ("selection", "grid") else pool.centred(raw)
             weights = None if weights is None else weights.detach().to(x.dtype)
             counts = None if counts is None else counts.to(x.dtype)
             name = self.start_name(weights is not None)
@@ -302,7 +303,7 @@ class Pooling:
             mass = self._mass(wide, weights.detach() if weighted and weights is not None else None, counts)
             average = kernels.pick(self.kernel, x.device).cluster_means
             means = [average(*part[:2], k, part[2]) for part in _in_parts(wide, choice.labels, mass)]
-            return torch.cat(means).to(x.dtype)
+            return _joined(means).to(x.dtype)
 
     def macs(self, n: int, k: int, c: int, stand_ins: bool = False, d: int | None = None) -> int:
         """Multiply-adds of one pooling of n tokens into k, of one picture: what the matrix products do.
@@ -341,6 +342,10 @@ def _in_parts(x: Tensor, *others: Tensor | None) -> Iterator[list[Any]]:
     step = max(1, _PAIRS.get(x.device.type, 1 << 24) // x.shape[1] ** 2)
     for first in range(0, len(x), step):
         yield [None if t is None else t[first:first + step] for t in (x, *others)]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tensor | None = None,

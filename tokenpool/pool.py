@@ -40,6 +40,8 @@ class Pooled:
 
 def take(x: Tensor, indices: Tensor) -> Tensor:
     """Rows of a batch of sets: x (B, N, C), indices (B, K) -> (B, K, C)."""
+    if x.device.type == "cpu" and not x.requires_grad:      # whole rows at a time: a quarter of gather's time there
+        return x[torch.arange(x.shape[0])[:, None], indices]
     return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
 
@@ -55,8 +57,11 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def pairwise(x: Tensor) -> Tensor:
-    """Squared distances among the tokens of each set, (B, N, N), exactly symmetric: no tie is broken by rounding."""
-    d = squared_distances(x, x)
+    """Squared distances among the tokens of each set, (B, N, N): exactly symmetric, so that no tie is broken by
+    rounding, and exactly 0 from a token to itself."""
+    gram = x @ x.mT
+    norms = gram.diagonal(dim1=1, dim2=2)
+    d = ((norms[:, :, None] + norms[:, None, :]) - 2 * gram).clamp_(min=0)
     return torch.maximum(d, d.mT)
 
 
@@ -67,7 +72,7 @@ def centred(x: Tensor) -> Tensor:
     """
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     x = x - x[:, :1]                                        # first to the neighbourhood of 0, where a mean is precise
-    return x - x.mean(1, keepdim=True)
+    return x.sub_(x.mean(1, keepdim=True))
 
 
 def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:

@@ -35,7 +35,9 @@ def _compiled(function: Any) -> Any:
 def _finish_distances(gram, norms):
     """Gram matrices -> squared distances, in place; the same sums in the same order as in pool.pairwise."""
     for b in range(gram.shape[0]):
-        g, n = gram[b], norms[b]
+        g, n = gram[b], norms
+        for i in range(len(n)):
+            n[i] = g[i, i]
         for i in range(len(n)):
             for j in range(len(n)):
                 g[i, j] = max((n[i] + n[j]) - (g[i, j] + g[i, j]), g.dtype.type(0))
@@ -232,9 +234,9 @@ def _op(name: str, fake: Any, mutates: tuple[str, ...] = ()) -> Any:
     return wrap
 
 
-@_op("finish_distances", lambda gram, norms: None, mutates=("gram",))
-def _finish(gram: Tensor, norms: Tensor) -> None:
-    _finish_distances(gram.numpy(), _array(norms))
+@_op("finish_distances", lambda gram: None, mutates=("gram",))
+def _finish(gram: Tensor) -> None:
+    _finish_distances(gram.numpy(), np.empty(gram.shape[1], gram.numpy().dtype))
 
 
 @_op("farthest_first", lambda d, first, k: d.new_empty((d.shape[0], k), dtype=torch.int64))
@@ -288,7 +290,7 @@ class _ClusterMeans(torch.autograd.Function):
 def pairwise(x: Tensor) -> Tensor:
     """pool.pairwise, to the last bit."""
     gram = x @ x.mT
-    _finish(gram, (x * x).sum(-1))
+    _finish(gram)
     return gram
 
 
