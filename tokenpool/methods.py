@@ -81,7 +81,7 @@ def _k_means_macs(n: int, k: int, c: int, t: int) -> int:
 
 METHODS: dict[str, Method] = {
     "random": Method(
-        lambda r, mass: Choice(indices=select.keep_random(r.k, len(r.x), r.noise)),
+        lambda r, mass: Choice(indices=select.keep_random(r.k, r.x.shape[0], r.noise)),
         "selection", False, False, _free, "keep K tokens by chance"),
     "importance": Method(
         lambda r, mass: Choice(indices=select.keep_importance(r.k, _scores(r), r.noise)),
@@ -93,7 +93,7 @@ METHODS: dict[str, Method] = {
         lambda r, mass: Choice(indices=select.keep_top_k(r.k, _scores(r))),
         "selection", True, False, _free, "keep the K tokens with the highest score (PoWER-BERT)"),
     "grid_average": Method(
-        lambda r, mass: Choice(labels=select.grid_cells(r.positions.expand(len(r.x), -1, -1), r.k, r.aspect)),
+        lambda r, mass: Choice(labels=select.grid_cells(r.positions.expand(r.x.shape[0], -1, -1), r.k, r.aspect)),
         "grid", False, False, _free, "cut the picture into K cells and average each"),
     "k_means": Method(
         _k_means, "clustering", False, False, _k_means_macs, "cluster; each new token is the mean of its cluster"),
@@ -149,7 +149,7 @@ def _growing(grow: Callable[[Request, Tensor, Tensor], Tensor]) -> Callable[[Req
 STARTS: dict[str, Start] = {
     "top_k": Start(lambda r, d, mass: pool.top_k(_scores(r), r.k), True, False,
                    "the K tokens with the highest score (the paper's Algorithm 1)"),
-    "random": Start(lambda r, d, mass: pool.random_k(r.noise, r.k, len(r.x)), False, False, "K tokens by chance"),
+    "random": Start(lambda r, d, mass: pool.random_k(r.noise, r.k, r.x.shape[0]), False, False, "K tokens by chance"),
     "farthest_first": Start(_growing(lambda r, d, mass: pool.farthest_first(d, r.k)), False, True,
                             "always add the token farthest from all chosen so far"),
     "k_means_plus_plus": Start(_growing(lambda r, d, mass: pool.k_means_plus_plus(d, r.k, mass, r.noise)), False, True,

@@ -95,7 +95,7 @@ def _numbered(head: Tensor, stays: Tensor, k: int) -> Merge:
 def _in_rounds(f: Tensor, k: int, mass: Tensor, match: Callable[[Tensor, int], Merge]) -> Merge:
     """Match until k are left, at most half going in a round."""
     n = f.shape[1]
-    labels = indices = torch.arange(n, device=f.device).expand(len(f), -1)
+    labels = indices = torch.arange(n, device=f.device).expand(f.shape[0], -1)
     while n > k:
         left = max(k, n - n // 2)
         new, kept = match(f, n - left)
@@ -130,7 +130,7 @@ def evit(weights: Tensor, k: int) -> Merge:
     first = kept[:, :k - 1].sort(1).values
     indices = torch.cat((first, kept[:, k - 1:]), 1)                         # the best of the rest stands for them
     labels = torch.full_like(weights, k - 1, dtype=torch.int64)
-    return labels.scatter(1, first, torch.arange(k - 1, device=weights.device).expand(len(weights), -1)), indices
+    return labels.scatter(1, first, torch.arange(k - 1, device=weights.device).expand(weights.shape[0], -1)), indices
 
 
 def ats(weights: Tensor, k: int) -> Tensor:
