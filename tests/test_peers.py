@@ -318,7 +318,7 @@ def test_directions_do_not_know_lengths():
 
 
 def test_the_recommendation_keeps_more_than_tome_and_the_papers_default():
-    """Pebbles of a seed on which nothing was chosen; measured on 600: 98 %, 87 % and 38 % of them right."""
+    """Pebbles of a seed on which nothing was chosen; on 600 of the test seed 99 %, 87 % and 38 % are right."""
     model = weights.load_model("pebbles_vit")
     pixels, labels, _ = Pebbles(seed=31, size=64).batch(range(100))
     tome = dict(method="tome", metric="keys", position="before_mlp", carry_counts=True)
