@@ -318,7 +318,7 @@ def test_directions_do_not_know_lengths():
 
 
 def test_the_recommendation_keeps_more_than_tome_and_the_papers_default():
-    """Pebbles of a seed on which nothing was chosen; measured on 600: 98 %, 87 % and 38 % of them right."""
+    """Pebbles of a seed on which nothing was chosen; on 600 of the test seed 99 %, 87 % and 38 % are right."""
     model = weights.load_model("pebbles_vit")
     pixels, labels, _ = Pebbles(seed=31, size=64).batch(range(100))
     tome = dict(method="tome", metric="keys", position="before_mlp", carry_counts=True)
@@ -329,16 +329,21 @@ def test_the_recommendation_keeps_more_than_tome_and_the_papers_default():
     assert ours > theirs + 0.03 > default
 
 
-@pytest.mark.parametrize("options", [tp.OFF_THE_SHELF, dict(method="tome", metric="keys", position="before_mlp",
-                                                            carry_counts=True)], ids=["off_the_shelf", "tome"])
-def test_metrics_compile_in_one_graph_and_export(options):
-    pooled, x = tp.PooledViT(vit(), [20, 20, 6, 6, 3, 3], **options), torch.randn(3, 3, 64, 64)
-    torch._dynamo.reset()
+def test_metrics_compile_in_one_graph():
+    for options in (tp.OFF_THE_SHELF, tp.OFF_THE_SHELF | dict(metric="keys")):
+        pooled, x = tp.PooledViT(vit(), [20, 20, 6, 6, 3, 3], **options), torch.randn(3, 3, 64, 64)
+        torch._dynamo.reset()
+        with torch.no_grad():
+            compiled = torch.compile(pooled, fullgraph=True, backend="eager", dynamic=False)
+            torch.testing.assert_close(compiled(x), pooled(x))
+
+
+@pytest.mark.parametrize("method", tp.method_names())
+def test_every_method_exports_with_a_dynamic_batch(method):
+    """`len(tensor)` in a method would tie the graph to one batch size: it did, in two of them."""
+    pooled, x = tp.PooledViT(vit(), [64, 64, 59, 59, 59, 59], method=method), torch.randn(3, 3, 64, 64)
     with torch.no_grad():
-        compiled = torch.compile(pooled, fullgraph=True, backend="eager", dynamic=False)
-        torch.testing.assert_close(compiled(x), pooled(x))
-        program = torch.export.export(pooled, (x,), dynamic_shapes={
-            "x": {0: torch.export.Dim("batch", min=2, max=64)}})
+        program = torch.export.export(pooled, (x,), dynamic_shapes={"x": {0: torch.export.Dim("b", min=2, max=64)}})
         torch.testing.assert_close(program.module()(x[:2]), pooled(x[:2]))
 
 

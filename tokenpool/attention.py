@@ -269,7 +269,7 @@ def _project(attn: Any, x: Tensor, y: Tensor) -> Tensor:
 
 # ---- attention and its score, without the whole matrix ----
 
-_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}     # entries of the matrix held at a time: 1 MB fits a cache; 256 MB
+_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}     # entries of the matrix held at a time: 8 MB, 256 MB
 
 
 def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, wanted: Wanted,
@@ -318,7 +318,7 @@ def _pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) 
     if torch.compiler.is_compiling():
         yield _softmax(q, k, scale, bias), v
         return
-    held = max(1, _LOGITS.get(q.device.type, 1 << 18) // (M * k.shape[2]))      # (picture, head) pairs at a time
+    held = max(1, _LOGITS.get(q.device.type, 1 << 21) // (M * k.shape[2]))      # (picture, head) pairs at a time
     heads, pictures = min(H, held), max(1, held // H)
     for b in range(0, B, pictures):
         for h in range(0, H, heads):
