@@ -269,7 +269,7 @@ def _project(attn: Any, x: Tensor, y: Tensor) -> Tensor:
 
 # ---- attention and its score, without the whole matrix ----
 
-_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}     # entries of the matrix held at a time: 8 MB, 256 MB
+_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}     # entries of the matrix held at a time: 4 MB, 256 MB
 
 
 def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, wanted: Wanted,
@@ -312,18 +312,24 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
 
 
 def _pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The attention of some pictures, or of some heads of one picture, at a time, with the values that belong to it.
-    A graph has all of it in one."""
+    """The attention of some pictures, or of some heads of one picture, at a time, with the values that belong to it:
+    to be used before the next one is asked for, because it is written where this one was. A graph has all in one."""
     B, H, M, _ = q.shape
     if torch.compiler.is_compiling():
         yield _softmax(q, k, scale, bias), v
         return
-    held = max(1, _LOGITS.get(q.device.type, 1 << 21) // (M * k.shape[2]))      # (picture, head) pairs at a time
+    held = max(1, _LOGITS.get(q.device.type, 1 << 20) // (M * k.shape[2]))      # (picture, head) pairs at a time
     heads, pictures = min(H, held), max(1, held // H)
+    room = q.new_empty(min(B, pictures) * heads, M, k.shape[2])                 # of every piece: its memory stays warm
     for b in range(0, B, pictures):
         for h in range(0, H, heads):
             part = (slice(b, b + pictures), slice(h, h + heads))
-            yield _softmax(q[part], k[part], scale, None if bias is None else bias[b:b + pictures]), v[part]
+            left, right = q[part].flatten(0, 1), k[part].flatten(0, 1)
+            a = torch.baddbmm(room[:len(left)], left, right.mT, beta=0, alpha=scale, out=room[:len(left)])
+            a = a.view(*q[part].shape[:2], M, -1)
+            if bias is not None:
+                a += bias[b:b + pictures]
+            yield torch.softmax(a, -1, out=a), v[part]
 
 
 def _whole(pieces: Sequence[Tensor], heads: int) -> Tensor:

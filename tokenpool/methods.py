@@ -61,7 +61,11 @@ def _k_medoids(r: Request, mass: Tensor) -> Choice:
 
 
 def _k_means(r: Request, mass: Tensor) -> Choice:
-    return Choice(*r.ops.k_means(r.x, r.start(r, None, mass), mass, r.n_iter))
+    by_distances = getattr(r.ops, "k_means_by_distances", None)
+    if by_distances is None:
+        return Choice(*r.ops.k_means(r.x, r.start(r, None, mass), mass, r.n_iter))
+    d = r.ops.pairwise(r.x)
+    return Choice(*by_distances(d, r.start(r, d, mass), mass, r.n_iter))
 
 
 def _scores(r: Request) -> Tensor:

@@ -7,7 +7,8 @@ After the one matrix product of `pairwise`, nothing here multiplies matrices:
 - K-Means needs no means on the way. With masses w and W their sum, the squared distance of token i to the mean of a
   cluster is   sum_m w_m d_im / W  -  sum_ml w_m w_l d_ml / (2 W²),   m and l its members (expand the squares; C).
 
-One thread: for 16 pictures of 196 tokens the loops take under a millisecond, the matrix product six.
+One thread: for 16 pictures of 196 tokens the loops take about a millisecond, the matrix product six. A second thread
+was tried and cost more than it saved, because PyTorch's own threads go on spinning for a while after every product.
 Letters as in pool.py: B sets, N tokens, K clusters, C channels.
 """
 
@@ -32,10 +33,11 @@ def _compiled(function: Any) -> Any:
 # ---- loops over arrays ----
 
 @_compiled
-def _finish_distances(gram, norms):
+def _finish_distances(gram):
     """Gram matrices -> squared distances, in place; the same sums in the same order as in pool.pairwise."""
+    n = np.empty(gram.shape[1], gram.dtype)
     for b in range(gram.shape[0]):
-        g, n = gram[b], norms
+        g = gram[b]
         for i in range(len(n)):
             n[i] = g[i, i]
         for i in range(len(n)):
@@ -236,7 +238,7 @@ def _op(name: str, fake: Any, mutates: tuple[str, ...] = ()) -> Any:
 
 @_op("finish_distances", lambda gram: None, mutates=("gram",))
 def _finish(gram: Tensor) -> None:
-    _finish_distances(gram.numpy(), np.empty(gram.shape[1], gram.numpy().dtype))
+    _finish_distances(gram.numpy())
 
 
 @_op("farthest_first", lambda d, first, k: d.new_empty((d.shape[0], k), dtype=torch.int64))
@@ -307,7 +309,12 @@ def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tens
 def k_means(x: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
     """pool.k_means. Equal but where two distances differ by rounding only. Costs one N² C product in place of
     (2 n_iter - 1) N K C."""
-    return _means(pairwise(x), start, mass, n_iter)
+    return k_means_by_distances(pairwise(x), start, mass, n_iter)
+
+
+def k_means_by_distances(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """The same from d = pairwise(x), which a start may have needed already."""
+    return _means(d, start, mass, n_iter)
 
 
 def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
