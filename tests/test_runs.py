@@ -263,7 +263,8 @@ def test_settings_are_each_once_and_seeds_only_where_something_is_drawn():
     assert {s.seed for s in wanted if s.method == "top_k"} == {0}
     for start in ("random", "k_means_plus_plus"):
         assert {s.seed for s in wanted if s.start == start} == set(range(5))
-    assert {s.method for s in wanted} == {"plain", *tp.method_names()}
+    assert {s.method for s in wanted} == {"plain", *evaluate.PAPERS}
+    assert {s.method for s in evaluate.settings(figures=evaluate.FIGURES)} == {"plain", *tp.method_names()}
     assert {s.start for s in wanted if s.method == "wk_medoids"} == set(tp.init_names())
     with pytest.raises(ValueError, match=r"Unknown figure '5c'. Did you mean"):
         evaluate.settings(figures=["5c"])
