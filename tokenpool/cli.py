@@ -446,8 +446,8 @@ def _reproduce(args: argparse.Namespace) -> None:
     from tokenpool.runs.weights import SHIPPED, load_model
     from tokenpool.vit import PooledViT
 
-    wanted = evaluate.settings(args.figure or (tuple(evaluate.FIGURES) if args.method else evaluate.PAPERS_FIGURES), args.method,
-                               args.budget or evaluate.BUDGETS, args.seeds)
+    default = tuple(evaluate.FIGURES) if args.method else evaluate.PAPERS_FIGURES
+    wanted = evaluate.settings(args.figure or default, args.method, args.budget or evaluate.BUDGETS, args.seeds)
     _check_device(args.device)
     results = Results(args.out / "results.csv")
     model = load_model(args.model, args.checkpoint, args.pretrained)

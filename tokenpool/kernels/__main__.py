@@ -1,4 +1,4 @@
-"""`python -m tokenpool.kernels`: compile the loops for the CPU now, so that nobody waits for it at the first pooling."""
+"""`python -m tokenpool.kernels`: compile the loops for the CPU now, so that nobody waits for it later."""
 
 import torch
 
