@@ -10,7 +10,7 @@ most are timm's own forward, those that must be stopped in the middle or asked f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -298,8 +298,7 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
         y = torch.cat(((row if drop is None else drop(row)) @ v, fused(q[:, :, score.queries:])), 2)
         seen = score.per_head(row.detach().float())
     elif q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad):
-        pieces = [(a @ part_v, score.per_head(a.float())) for a, part_v in _pieces(q, k, v, scale, bias)]
-        y, seen = (_whole(part, q.shape[1]) for part in zip(*pieces, strict=True))
+        y, seen = _in_pieces(q, k, v, scale, bias, score.per_head)
     else:
         y = fused(q)
         with torch.no_grad():
@@ -307,42 +306,37 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
             if received is not None:
                 seen = received(q, k, scale, bias, wanted.kind == "received_with_self")
             else:
-                seen = _whole([score.per_head(a.float()) for a, _ in _pieces(q, k, v, scale, bias)], q.shape[1])
+                seen = _in_pieces(q, k, None, scale, bias, score.per_head)[1]
     return y, _over_heads(seen.detach(), wanted.prefix, wanted.kind, values if values is None else values.detach())
 
 
-def _pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The attention of some pictures, or of some heads of one picture, at a time, with the values that belong to it:
-    to be used before the next one is asked for, because it is written where this one was. A graph has all in one."""
-    B, H, M, _ = q.shape
+def _in_pieces(q: Tensor, k: Tensor, v: Tensor | None, scale: float, bias: Tensor | None,
+               per_head: Callable[[Tensor], Tensor]) -> tuple[Any, Tensor]:
+    """Attention of some pictures, or some heads of one, at a time: the sum of values (B, heads, N, head_dim),
+    where there are values, and what `per_head` says of the matrix. A graph has all of it in one."""
+    B, H, N, _ = q.shape
     if torch.compiler.is_compiling():
-        yield _softmax(q, k, scale, bias), v
-        return
-    held = max(1, _LOGITS.get(q.device.type, 1 << 20) // (M * k.shape[2]))      # (picture, head) pairs at a time
+        a = _softmax(q, k, scale, bias)
+        return None if v is None else a @ v, per_head(a.float())
+    held = max(1, _LOGITS.get(q.device.type, 1 << 20) // N**2)                  # (picture, head) pairs at a time
     heads, pictures = min(H, held), max(1, held // H)
-    room = q.new_empty(min(B, pictures) * heads, M, k.shape[2])                 # of every piece: its memory stays warm
+    room = q.new_empty(min(B, pictures) * heads, N, N)                          # of every piece: its memory stays warm
+    # tokens first in memory, as the projection that follows wants them
+    y = None if v is None else v.new_empty(B, N, H, v.shape[-1]).transpose(1, 2)
+    seen = q.new_empty(B, H, N, dtype=torch.float32)
     for b in range(0, B, pictures):
         for h in range(0, H, heads):
             part = (slice(b, b + pictures), slice(h, h + heads))
             left, right = q[part].flatten(0, 1), k[part].flatten(0, 1)
             a = torch.baddbmm(room[:len(left)], left, right.mT, beta=0, alpha=scale, out=room[:len(left)])
-            a = a.view(*q[part].shape[:2], M, -1)
+            a = a.view(*q[part].shape[:2], N, N)
             if bias is not None:
                 a += bias[b:b + pictures]
-            yield torch.softmax(a, -1, out=a), v[part]
-
-
-def _whole(pieces: Sequence[Tensor], heads: int) -> Tensor:
-    """Puts pieces (some pictures, some heads, ...) together again."""
-    if pieces[0].shape[1] == heads:
-        return torch.cat(tuple(pieces))
-    rows, row = [], []
-    for piece in pieces:
-        row.append(piece)
-        if sum(p.shape[1] for p in row) == heads:
-            rows.append(torch.cat(row, 1))
-            row = []
-    return torch.cat(rows)
+            torch.softmax(a, -1, out=a)
+            if y is not None and v is not None:
+                y[part] = a @ v[part]
+            seen[part] = per_head(a.float())
+    return y, seen
 
 
 def _softmax(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
