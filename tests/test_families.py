@@ -59,7 +59,7 @@ def test_every_family_member(part):
         prefix = model.num_prefix_tokens
         for kind in (None, "received", *(["class_token"] if prefix else [])):
             out, keyed = attention.block_seen(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None,
-                                              attention.Wanted(kind, prefix))
+                                              attention.Wanted(kind, prefix, keys=True))
             torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
             if kind:
                 torch.testing.assert_close(keyed.score, attention.significance(seen_attention, prefix, kind))

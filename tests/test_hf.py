@@ -97,6 +97,7 @@ def test_the_block_with_a_score_is_theirs(name, options):
 
 @every_kind
 @pytest.mark.parametrize("method", ["wk_medoids", "random"])
+@torch.no_grad()
 def test_pooled_models_count_trace_and_repeat(name, options, method):
     pooled, x = tp.PooledViT(make(name, options), K, method=method, carry_counts=True, kernel="plain"), pictures()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

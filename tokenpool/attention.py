@@ -67,11 +67,12 @@ def _over_heads(per_head: Tensor, prefix: int, kind: str, values: Tensor | None)
 
 
 class Wanted(NamedTuple):
-    """What is to be read off a block's attention besides keys and values."""
+    """What is to be read off a block's attention."""
 
     kind: str | None                # a name of `SCORES`; None: nothing, and attention stays fused where it can
     prefix: int
     kernel: str = "auto"            # see tokenpool.kernels
+    keys: bool = False              # whether keys and values are wanted too: they keep their memory while the MLP runs
 
     def of(self, attention: Tensor, values: Tensor) -> Tensor | None:
         """The score, in float32 and without gradient."""
@@ -84,8 +85,8 @@ class Seen(NamedTuple):
 
     attention: Tensor | None        # (B, heads, N, N); None where something else was wanted
     score: Tensor | None            # (B, N - prefix), where it was wanted
-    keys: Tensor                    # (B, key heads, N, head_dim), normalised where the model does, before rotation
-    values: Tensor                  # (B, key heads, N, head_dim)
+    keys: Tensor | None             # (B, key heads, N, head_dim), normalised where the model does, before rotation
+    values: Tensor | None           # (B, key heads, N, head_dim)
 
 
 def block_with_score(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None
@@ -129,7 +130,8 @@ def half_seen(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, v
         parts = [_attend(a.attn, a.norm(x), rope, bias, visible, wanted) for a in branches]
         y = torch.stack([a.drop_path(a.ls(part[0])) for a, part in zip(branches, parts, strict=True)]).sum(0)
         attention, score, keys, values = zip(*(part[1] for part in parts), strict=True)
-        return x + y, Seen(_mean(attention), _mean(score), torch.cat(keys, 1), torch.cat(values, 1))
+        return x + y, Seen(_mean(attention), _mean(score), *(None if t[0] is None else torch.cat(t, 1)
+                                                             for t in (keys, values)))
     if isinstance(block, (timm_vit.ResPostBlock, timm_eva.EvaBlockPostNorm)):
         y, seen = _attend(block.attn, x, rope, bias, visible, wanted)
         return x + block.drop_path1(block.norm1(y)), seen
@@ -249,7 +251,7 @@ def _attend(attn: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, visi
         k, v = (t.repeat_interleave(attn.num_kv_groups, dim=1) for t in (k, v))
     if wanted is not None:
         y, score = attend_and_score(q, k, v, attn.scale, bias, wanted, values, attn.attn_drop)
-        return _project(attn, x, y), Seen(None, score, keys, values)
+        return _project(attn, x, y), Seen(None, score, *((keys, values) if wanted.keys else (None, None)))
     attention = _softmax(q, k, attn.scale, bias)
     if visible is not None:
         # Renormalising afterwards equals masking the logits, and gives a gradient to the zeros of `visible`.
@@ -377,8 +379,9 @@ def _differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Non
 
 
 def _seen_of(attention: Tensor, keys: Tensor, values: Tensor, wanted: Wanted | None) -> Seen:
-    return Seen(attention, None, keys, values) if wanted is None else Seen(None, wanted.of(attention, values), keys,
-                                                                           values)
+    if wanted is None:
+        return Seen(attention, None, keys, values)
+    return Seen(None, wanted.of(attention, values), *((keys, values) if wanted.keys else (None, None)))
 
 
 def _parallel_scaling(block: Any, x: Tensor, bias: Tensor | None, wanted: Wanted | None) -> tuple[Tensor, Seen]:

@@ -399,10 +399,11 @@ class PooledViT(nn.Module):
             turned = None if rope is None else _rope_of(rope, state.origin)
             bias = None if state.counts is None else self._bias(x, state.counts)
             prefix = self.vit.num_prefix_tokens
-            wanted = scored.Wanted(self.score if self.pooling.needs_score else None, prefix, self.pooling.kernel)
+            wanted = scored.Wanted(self.score if self.pooling.needs_score else None, prefix, self.pooling.kernel,
+                                   self.metric == "keys")
             x, seen = (scored.half_seen if inside else scored.block_seen)(block, x, turned, bias, wanted=wanted)
             weights = seen.score
-            if self.metric == "keys":
+            if seen.keys is not None:
                 keys = seen.keys.detach().float().mean(1)[:, prefix:]
             if weights is not None and state.counts is not None:
                 weights = weights / state.counts.clamp(min=1)           # per original token
