@@ -352,6 +352,7 @@ def test_keys_without_a_score_keep_fused_attention(monkeypatch):
         raise AssertionError("explicit attention")
 
     monkeypatch.setattr(attention, "_softmax", forbidden)
+    monkeypatch.setattr(attention, "_in_pieces", forbidden)
     x = torch.randn(2, 3, 64, 64)
     for position in ("after_block", "before_mlp"):
         tp.PooledViT(vit(), [30] * 6, method="tome", metric="keys", position=position, carry_counts=True)(x)
