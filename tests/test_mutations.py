@@ -203,7 +203,7 @@ def plant(number, folder):
     return done.returncode, done.stdout[-600:] + done.stderr[-300:]
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_every_planted_mistake_is_caught(tmp_path):
     with ThreadPoolExecutor(2) as workers:
         results = list(workers.map(lambda number: plant(number, tmp_path), range(len(MUTATIONS))))

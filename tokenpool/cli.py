@@ -171,7 +171,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bench_options(one: argparse.ArgumentParser) -> None:
-    from tokenpool.runs.bench import DTYPES, KERNELS, Options
+    from tokenpool.kernels import KERNELS
+    from tokenpool.runs.bench import DTYPES, Options
     extent = one.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="one model, few methods: about a minute")
     extent.add_argument("--full", action="store_true", help="every method, start, batch and budget; no time limit")

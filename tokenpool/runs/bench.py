@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from tokenpool import kernels
 from tokenpool.methods import METHODS, one_of
 from tokenpool.runs import memory
 from tokenpool.runs.evaluate import device_name
@@ -30,7 +31,6 @@ from tokenpool.runs.results import Results, Timing, key_of, provenance
 
 Run = Callable[[], object]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KERNELS = ("auto", "plain", "numba", "triton")
 UNFINISHED = "unfinished.csv"
 _SHORTEST = 0.01          # seconds: a call that takes less is repeated until a sample takes about as long
 _MOST_CALLS = 50
@@ -62,7 +62,8 @@ class Options:
         for dtype in self.dtypes:
             one_of("dtype", dtype, DTYPES, "")
         if self.kernel:
-            one_of("kernel", self.kernel, KERNELS, "")
+            one_of("kernel", self.kernel, kernels.KERNELS, "")
+            kernels.pick(self.kernel, torch.device(self.device))
         for batch in self.batches:
             if batch < 1:
                 raise ValueError(f"A batch of {batch} pictures cannot be timed. Use whole numbers from 1, such as 16.")

@@ -141,6 +141,7 @@ def opened(path: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()       # as many as PyTorch, or the times say nothing
+    options.log_severity_level = 3                               # errors; it warns of what it cannot fold in advance
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(["logits"], {"pictures": x.numpy()})[0])
 
