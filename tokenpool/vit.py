@@ -284,7 +284,7 @@ class PooledViT(nn.Module):
         """Pictures (batch, channels, height, width) -> logits (batch, classes).
 
         Args:
-            pixel_values: x by the name that transformers' processors use: pooled(**processor(images)).
+            pixel_values: x by the name that transformers' processors use: `pooled(**processor(images))`.
         """
         images = pixel_values if x is None else x
         if images is None or (x is not None and pixel_values is not None):
