@@ -1,11 +1,19 @@
 """Selections, the grid, and every way a request can be wrong."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import tokenpool as tp
 from tokenpool import methods, select
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def tokens(b=2, n=16, c=3, seed=0):
@@ -155,3 +163,24 @@ def test_a_new_method_is_one_function_and_one_row(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "first", methods.Method(
         keep_first, "selection", False, False, lambda n, k, c, t: 0, "keep the first K"))
     assert tp.pool_tokens(X, 3, method="first").indices.tolist() == [[0, 1, 2]] * 2
+
+
+def test_contributings_example_is_a_method_everywhere(tmp_path):
+    """CONTRIBUTING.md's example, put where it says, is a method everywhere."""
+    told = (ROOT / "CONTRIBUTING.md").read_text().split("## A new method")[1]
+    function, row = told.split("```python\n")[1].split("```")[0].strip().split("\n\n")
+    shutil.copytree(ROOT / "tokenpool", tmp_path / "tokenpool", ignore=shutil.ignore_patterns("__pycache__"))
+    methods = tmp_path / "tokenpool" / "methods.py"
+    head, table, rest = methods.read_text().partition("METHODS: dict[str, Method] = {\n")
+    methods.write_text(f"{head}{function}\n\n\n{table}    {row}\n{rest}")
+    code = ("import timm, torch, tokenpool as tp\n"
+            "x = torch.arange(12.0).reshape(1, 6, 2)\n"
+            "print(tp.pool_tokens(x, 2, method='first').tokens.flatten().tolist())\n"
+            "pooled = tp.PooledViT(timm.create_model('pebbles_vit').eval(), saving=0.42, method='first')\n"
+            "print(tuple(pooled(torch.randn(2, 3, 64, 64)).shape), tp.macs(pooled).clustering)\n"
+            "from tokenpool.cli import main\n"
+            "main(['macs', 'deit_tiny_patch16_224', '--saving', '0.42', '--method', 'first'])\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+                          capture_output=True, text=True)
+    assert done.stdout.splitlines()[:2] == ["[0.0, 1.0, 2.0, 3.0]", "(2, 30) 0"], done.stderr[-1000:]
+    assert "pooled  0.7" in done.stdout
