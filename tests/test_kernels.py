@@ -253,6 +253,15 @@ if not INTERPRETED:
             some = attention.attend_and_score(q, k, v, 0.3, bias, wanted)
             torch.testing.assert_close(some, (y, score), rtol=1e-6, atol=1e-6)
 
+    def test_attentions_dropout_is_kept_without_gradient():
+        q, k, v = torch.randn(3, 2, 3, 17, 8, generator=torch.Generator().manual_seed(0))
+        for kind in ("received", "class_token"):
+            wanted = attention.Wanted(kind, 1)
+            plain, score = attention.attend_and_score(q, k, v, 0.3, None, wanted, drop=torch.nn.Dropout(0.5).eval())
+            dropped, same = attention.attend_and_score(q, k, v, 0.3, None, wanted, drop=torch.nn.Dropout(0.5))
+            torch.testing.assert_close(score, same)              # the score is that of attention before it is dropped
+            assert (dropped - plain).abs().mean() > 0.05
+
     @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU here")
     def test_a_gpu_never_waits_and_can_record_it_all():
         """No answer goes back to the host in a forward pass, so a CUDA graph can record it."""

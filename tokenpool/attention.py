@@ -287,8 +287,9 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
         q, k, v: (B, heads, N, head_dim). bias: (B, 1, 1, N) or None. values: v before it was repeated for groups of
             heads, where the score looks at it. drop: dropout of the attention, in training.
     """
+    p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
+
     def fused(q: Tensor) -> Tensor:
-        p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
         mask = None if bias is None else bias.to(q.dtype)
         return nn.functional.scaled_dot_product_attention(q, k, v, mask, p, scale=scale)
 
@@ -299,7 +300,7 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
         row = _softmax(q[:, :, :score.queries], k, scale, bias)
         y = torch.cat(((row if drop is None else drop(row)) @ v, fused(q[:, :, score.queries:])), 2)
         seen = score.per_head(row.detach().float())
-    elif q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad):
+    elif q.device.type == "cpu" and p == 0 and not (torch.is_grad_enabled() and q.requires_grad):
         y, seen = _in_pieces(q, k, v, scale, bias, score.per_head)
     else:
         y = fused(q)

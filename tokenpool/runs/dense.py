@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tokenpool.methods import METHODS, METHODS_THAT_DRAW, one_of
 from tokenpool.pool import take
 from tokenpool.runs.datasets import TEST_SEED, scale
-from tokenpool.runs.evaluate import Setting, device_name
+from tokenpool.runs.evaluate import Setting, check_wanted, device_name
 from tokenpool.runs.files import replace_file
 from tokenpool.runs.pebbles import CLASSES, MATERIALS, REGIONS, Pebbles
 from tokenpool.runs.results import key_of, provenance
@@ -244,14 +244,7 @@ class Row:
 def settings(methods: Sequence[str] = COMPARED, budgets: Sequence[float] = BUDGETS, seeds: int = 3,
              starts: Sequence[str] = STARTS) -> list[Setting]:
     """The plain model, then every method from every start, with counts and without, at every budget."""
-    for method in methods:
-        one_of("method", method, METHODS, "See tokenpool.method_names().")
-    for budget in budgets:
-        if not 0 < budget < 1:
-            raise ValueError(f"A budget of {budget} is not a share of computations to save. "
-                             "Use numbers between 0 and 1, such as 0.42.")
-    if seeds < 1:
-        raise ValueError(f"{seeds} seeds measure nothing. Use 1 or more.")
+    check_wanted(methods, budgets, seeds)
     return [Setting("plain", "", False, 0.0, 0)] + [
         Setting(method, start, counts, budget, seed)
         for budget in budgets for method in methods

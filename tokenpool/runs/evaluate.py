@@ -56,14 +56,7 @@ def settings(figures: Iterable[str] = PAPERS_FIGURES, methods: Sequence[str] | N
     """What the figures need, each setting once. Only what draws at random is repeated over seeds."""
     for figure in figures:
         one_of("figure", figure, FIGURES, "These can be measured without finetuning.")
-    for method in methods or ():
-        one_of("method", method, METHODS, "See tokenpool.method_names().")
-    for budget in budgets:
-        if not 0 < budget < 1:
-            raise ValueError(f"A budget of {budget} is not a share of computations to save. "
-                             "Use numbers between 0 and 1, such as 0.42.")
-    if seeds < 1:
-        raise ValueError(f"{seeds} seeds measure nothing. Use 1 or more; the start study wants 5.")
+    check_wanted(methods or (), budgets, seeds)
     wanted: dict[Setting, None] = {Setting("plain", "", False, 0.0, 0): None}
     for counts in (False, True):
         for figure in figures:
@@ -78,6 +71,18 @@ def settings(figures: Iterable[str] = PAPERS_FIGURES, methods: Sequence[str] | N
                         for seed in range(seeds if draws else 1):
                             wanted[Setting(method, start, counts, budget, seed)] = None
     return list(wanted)
+
+
+def check_wanted(methods: Iterable[str], budgets: Iterable[float], seeds: int) -> None:
+    """A ValueError in words where one of them cannot be measured."""
+    for method in methods:
+        one_of("method", method, METHODS, "See tokenpool.method_names().")
+    for budget in budgets:
+        if not 0 < budget < 1:
+            raise ValueError(f"A budget of {budget} is not a share of computations to save. "
+                             "Use numbers between 0 and 1, such as 0.42.")
+    if seeds < 1:
+        raise ValueError(f"{seeds} seeds measure nothing. Use 1 or more; the start study wants 5.")
 
 
 def measure(model: nn.Module, model_name: str, pictures: Pictures, wanted: Sequence[Setting], results: Results,
