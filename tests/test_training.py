@@ -115,6 +115,7 @@ def test_a_killed_command_goes_on_to_the_same_weights(how, tmp_path, small_run):
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[how], said
     assert "Traceback" not in said
     assert not (folder / "card.json").exists()
+    (folder / f".{train.CHECKPOINT}.1.part").write_text("half")     # what a kill while one is written leaves
     again = start(out)
     assert again.wait(200) == 0, again.communicate()[0]
     assert (folder / "model.safetensors").read_bytes() == small_run.read_bytes()

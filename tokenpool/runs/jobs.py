@@ -160,7 +160,9 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
             say(f"{row.stage}: top-1 {100 * row.top1:.1f} % ({100 * row.top1_low:.1f} to {100 * row.top1_high:.1f})")
     with replace_file(card_file) as temporary:
         temporary.write_text(json.dumps(card, indent=1) + "\n")
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    # with what a kill in the middle of writing one has left
+    for done in (folder / CHECKPOINT, *folder.glob(f".{CHECKPOINT}.*.part")):
+        done.unlink(missing_ok=True)
     return rows
 
 
