@@ -36,7 +36,7 @@ POSITIONS = ("after_block", "before_mlp")
 METRICS = ("tokens", "directions", "keys")
 LOSSES = ("features", "reconstruction")
 #: what lost least without training, of all options tried on two small models (I; docs/choices.md has the comparison):
-#: PooledViT(vit, saving=0.6, **OFF_THE_SHELF), and fit_schedule from half of the computations on. Needs no score
+#: `PooledViT(vit, saving=0.6, **OFF_THE_SHELF)`, and `fit_schedule` from half of the computations on. Needs no score
 OFF_THE_SHELF: dict[str, Any] = dict(method="k_medoids", init="farthest_first", metric="directions",
                                      position="before_mlp", carry_counts=True)
 _NOISE_BITS = 24                    # integers, so that .half() does not round the noise; 24 bits are exact in float32
