@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 class Request:
     """One call's tensors, as every method sees them."""
 
-    x: Tensor                         # (B, N, D) features to compare, centred, float32, no gradient
+    x: Tensor                         # (B, N, D) features to compare, float32, no gradient; centred where compared
     k: int
     weights: Tensor | None            # (B, N) significance score
     counts: Tensor | None             # (B, N) how many original tokens each stands for already
