@@ -110,6 +110,34 @@ def test_k_means(kernel, kind):
 
 
 @each_kernel
+@pytest.mark.parametrize("linkage", ["ward", "average", "complete"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bottom_up(kernel, kind, linkage):
+    """The same groups, numbers and medoids as pool.py, copies and tokens that stand for nobody included."""
+    x, weights = (t.to(home(kernel)) for t in clouds(kind))
+    d = pool.pairwise(x)
+    for k in (30,) if INTERPRETED else KS:
+        for mass in (weights, (4 * weights).ceil()):
+            labels, medoids = kernel.agglomerative(d, k, mass, linkage)
+            theirs = pool.agglomerative(d, k, mass, linkage)
+            assert torch.equal(labels, theirs[0])
+            assert torch.equal(labels.gather(1, medoids), torch.arange(k, device=d.device).expand(2, -1))
+            torch.testing.assert_close(loss(d, labels, medoids, mass), loss(d, *theirs, mass))
+
+
+@each_kernel
+def test_bottom_up_survives_what_is_not_a_number(kernel):
+    """A diverged model must not write outside of its memory: k clusters, whatever the distances."""
+    d = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0)).to(home(kernel))
+    d = d + d.mT
+    d[0], d[1, 3], d[1, :, 3], d[2, 4], d[2, :, 4] = torch.nan, torch.nan, torch.nan, torch.inf, torch.inf
+    for linkage in ("ward", "average"):
+        labels, medoids = kernel.agglomerative(d, 6, torch.ones(3, 20, device=d.device), linkage)
+        assert (pool.members(labels, 6).sum(1) >= 1).all()
+        assert (medoids >= 0).all() and (medoids < 20).all()
+
+
+@each_kernel
 def test_means_and_their_gradient(kernel):
     x, weights = (t.to(home(kernel)) for t in clouds("random"))
     labels, _ = pool.k_medoids(pool.pairwise(x), pool.top_k(weights, 20), weights, 3)
@@ -145,7 +173,7 @@ if not INTERPRETED:
         done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
                               cwd=Path(__file__).parents[1], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-        assert done.stdout.startswith("." * 17)
+        assert done.stdout.startswith("." * 30)
 
     @pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
     def test_triton_programs_compile_for_a_gpu():
@@ -157,11 +185,14 @@ if not INTERPRETED:
         from tokenpool.kernels import cuda
         types = {"scale": "fp32"}                # all other arguments are sizes and strides
         types |= dict.fromkeys(("x", "norms", "d", "mass", "cost", "means", "totals", "sums", "received"), "*fp32")
+        types |= dict.fromkeys(("gap", "low_of"), "*fp32") | dict.fromkeys(("near_of", "head_of"), "*i64")
         types |= dict.fromkeys(("first", "medoids", "labels"), "*i64") | dict.fromkeys(("q", "k", "bias"), "*bf16")
         tile = dict(ROWS=64, COLUMNS=64)
         for program, constants in (
                 (cuda._distances, dict(TILE=64, STEP=32)),
                 (cuda._cluster, dict(GROW=True, WHOLE=256, ROWS=cuda.ROWS, COLUMNS=cuda.COLUMNS)),
+                (cuda._join_up, dict(LINKAGE="ward", WHOLE=256, ROWS=cuda.ROWS, COLUMNS=cuda.COLUMNS)),
+                (cuda._best_members, dict(ROWS=cuda.ROWS, COLUMNS=cuda.COLUMNS)),
                 (cuda._average, dict(ROWS=32, COLUMNS=32, WIDE=64)),
                 (cuda._row_sums, dict(BIAS=True, WIDE=64, **tile)),
                 (cuda._column_sums, dict(BIAS=True, SELF=False, WIDE=64, **tile))):
@@ -209,7 +240,7 @@ if not INTERPRETED:
         kernels._load.cache_clear()
 
     @pytest.mark.parametrize("options", [dict(), dict(init="farthest_first", carry_counts=True),
-                                         dict(method="wk_means"), dict(method="top_k", score="class_token"),
+                                         dict(method="wk_means"), tp.OFF_THE_SHELF, dict(method="agglomerative"), dict(method="top_k", score="class_token"),
                                          dict(method="random", position="before_mlp")])
     def test_a_model_answers_the_same_by_every_kernel(options):
         torch.manual_seed(0)

@@ -22,8 +22,8 @@ def tokens(b=2, n=16, c=3, seed=0):
 
 def test_the_names_of_the_contract():
     assert tp.method_names() == ("random", "importance", "importance_with_replacement", "top_k", "grid_average",
-                                 "k_means", "wk_means", "k_medoids", "wk_medoids", "top_k_class", "evit", "ats",
-                                 "tome", "pitome", "dpc_knn", "agglomerative")
+                                 "k_means", "wk_means", "k_medoids", "wk_medoids", "ward", "top_k_class", "evit",
+                                 "ats", "tome", "pitome", "dpc_knn", "agglomerative")
     assert tp.init_names() == ("top_k", "random", "farthest_first", "k_means_plus_plus")
 
 

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
@@ -15,7 +13,7 @@ from tokenpool.runs import weights
 from tokenpool.runs.datasets import scale
 from tokenpool.runs.pebbles import Pebbles
 
-MERGINGS = ("evit", "tome", "pitome", "dpc_knn", "agglomerative")
+MERGINGS = ("ward", "evit", "tome", "pitome", "dpc_knn", "agglomerative")
 
 
 def cloud(seed=0, b=3, n=17, c=5):
@@ -181,34 +179,6 @@ def test_dpc_knn_breaks_ties_by_order_and_does_not_underflow():
     assert torch.equal(a, b)
     order = pool.pairwise(far).sort(2).values[:, :, :5].mean(2).argmin(1)
     assert (a == order[:, None]).any(1).all()        # the densest is a centre
-
-
-# ---- agglomerative ----
-
-@pytest.mark.parametrize("kind", peers.LINKAGES)
-@pytest.mark.parametrize("k", [1, 2, 6, 16, 17])
-def test_agglomerative_equals_scipys_hierarchy(kind, k):
-    x, w = cloud(6)
-    d = peers.cosine_distances(x)
-    labels, indices = peers.agglomerative(d, k, torch.ones_like(w), kind)
-    for b in range(len(x)):
-        flat = squareform((d[b] - torch.diag(d[b].diagonal())).numpy(), checks=False)
-        theirs = fcluster(linkage(flat, kind), k, criterion="maxclust")
-        assert groups(labels[b]) == groups(theirs)
-        assert labels[b][indices[b]].tolist() == list(range(k))
-
-
-def test_agglomerative_by_hand_and_with_sizes():
-    # 0 and 1 join, 1 apart; then 4 is 3.5 from the two on average and 3.2 from 7.2
-    x = torch.tensor([0.0, 1.0, 4.0, 7.2])
-    d = (x[:, None] - x[None]).abs()[None]
-    assert groups(peers.agglomerative(d, 2, torch.ones(1, 4))[0][0]) == {frozenset({0, 1}), frozenset({2, 3})}
-    # 7.6 is 3.6 from 4: farther than 3.5, but nearer than 3.75, the mean distance where 0 counts three times
-    y = torch.tensor([0.0, 1.0, 4.0, 7.6])
-    d = (y[:, None] - y[None]).abs()[None]
-    assert groups(peers.agglomerative(d, 2, torch.ones(1, 4))[0][0]) == {frozenset({0, 1, 2}), frozenset({3})}
-    sized = peers.agglomerative(d, 2, torch.tensor([[3.0, 1, 1, 1]]))[0][0]
-    assert groups(sized) == {frozenset({0, 1}), frozenset({2, 3})}
 
 
 # ---- all of them ----

@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import KMeans
 
 import tokenpool as tp
-from tokenpool import pool
+from tokenpool import kernels, pool
 
 CLUSTERINGS = ("k_means", "wk_means", "k_medoids", "wk_medoids")
 
@@ -270,3 +272,72 @@ def test_low_precision_tokens_are_compared_in_float32(method, dtype):
     x = x.to(dtype)
     low = tp.pool_tokens(x, 20, method=method, weights=w)
     assert torch.equal(low.labels, tp.pool_tokens(x.float(), 20, method=method, weights=w).labels)
+
+
+# ---- bottom up ----
+
+def groups(labels):
+    """A partition as a set of sets, whatever the names of the clusters are."""
+    return {frozenset(np.flatnonzero(np.asarray(labels) == k).tolist()) for k in set(np.asarray(labels).tolist())}
+
+
+def bottom_up(d, k, mass, kind):
+    return kernels.pick("auto", d.device).agglomerative(d, k, mass, kind)
+
+
+@pytest.mark.parametrize("kind", ["ward", "average", "complete"])
+@pytest.mark.parametrize("k", [1, 2, 6, 16, 17])
+def test_bottom_up_equals_scipys_hierarchy(kind, k):
+    x, w = cloud(6, n=17, c=5)
+    labels, medoids = bottom_up(pool.pairwise(x), k, torch.ones_like(w), kind)
+    for b in range(len(x)):
+        between = pdist(x[b].numpy()) if kind == "ward" else pdist(x[b].numpy(), "sqeuclidean")
+        assert groups(labels[b]) == groups(fcluster(linkage(between, kind), k, criterion="maxclust"))
+        assert labels[b][medoids[b]].tolist() == list(range(k))
+        firsts = [int((labels[b] == j).nonzero()[0]) for j in range(k)]
+        assert firsts == sorted(firsts)
+        d = squareform(pdist(x[b].numpy(), "sqeuclidean"))
+        for j in range(k):
+            inside = np.flatnonzero(labels[b].numpy() == j)
+            assert medoids[b, j] == inside[d[np.ix_(inside, inside)].sum(0).argmin()]
+
+
+def test_every_join_of_ward_loses_least_with_sizes():
+    """Of all pairs that could be joined next, none would have raised the loss of the means by less."""
+    x, w = cloud(3, b=2, n=9, c=3)
+    sizes = (w * 5).ceil()
+
+    def lost(b, sets):
+        total = 0.0
+        for s in sets:
+            part, mass = x[b, list(s)].numpy(), sizes[b, list(s)].numpy()
+            total += (mass[:, None] * (part - np.average(part, axis=0, weights=mass)) ** 2).sum()
+        return total
+
+    for b in range(2):
+        before = {frozenset([i]) for i in range(9)}
+        for k in range(8, 0, -1):
+            out = tp.pool_tokens(x, k, method="ward", counts=sizes)
+            best = min(lost(b, before - {p, q} | {p | q}) for p, q in itertools.combinations(before, 2))
+            before = groups(out.labels[b])
+            assert lost(b, before) == pytest.approx(best)
+            assert out.inertia[b].item() == pytest.approx(best)
+
+
+def test_bottom_up_by_hand_and_with_sizes():
+    # 0 and 1 join, 1 apart; then 4 is 3.5 from the two on average and 3.2 from 7.2
+    def joined(points, mass):
+        x = torch.tensor(points)
+        return groups(bottom_up((x[:, None] - x[None]).abs()[None], 2, torch.tensor([mass]), "average")[0][0])
+
+    assert joined([0.0, 1.0, 4.0, 7.2], [1.0, 1, 1, 1]) == {frozenset({0, 1}), frozenset({2, 3})}
+    # 7.6 is 3.6 from 4: farther than 3.5, but nearer than 3.75, the mean distance where 0 counts three times
+    assert joined([0.0, 1.0, 4.0, 7.6], [1.0, 1, 1, 1]) == {frozenset({0, 1, 2}), frozenset({3})}
+    assert joined([0.0, 1.0, 4.0, 7.6], [3.0, 1, 1, 1]) == {frozenset({0, 1}), frozenset({2, 3})}
+
+
+def test_agglomerative_compares_by_cosine():
+    """ATC: what points the same way joins, however long it is."""
+    x = torch.tensor([[[1.0, 0.0], [9.0, 1.0], [0.0, 1.0], [1.0, 9.0]]])
+    assert tp.pool_tokens(x, 2, method="agglomerative").labels.tolist() == [[0, 0, 1, 1]]
+    assert tp.pool_tokens(x, 2, method="ward").labels.tolist() != [[0, 0, 1, 1]]

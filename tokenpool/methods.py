@@ -111,6 +111,11 @@ METHODS: dict[str, Method] = {
     "wk_medoids": Method(
         _k_medoids, "clustering", True, True, _gram_macs,
         "cluster around K of the tokens, weighting by score (Token Pooling)"),
+    # not in the paper: its loss, brought down from above instead of up from a start (I)
+    "ward": Method(
+        lambda r, mass: Choice(*r.ops.agglomerative(r.ops.pairwise(r.x), r.k, mass, "ward")),
+        "merging", False, False, _gram_macs,
+        "join the two clusters whose joining loses least, again and again, until K are left (Ward)"),
     # what others do; see peers.py for sources and for what is ours in them
     "top_k_class": Method(
         lambda r, mass: Choice(indices=select.keep_top_k(r.k, _scores(r))),
@@ -135,7 +140,7 @@ METHODS: dict[str, Method] = {
         "merging", False, False, _gram_macs,
         "centres are dense and far from denser ones, the rest goes to the nearest (DPC-KNN)"),
     "agglomerative": Method(
-        lambda r, mass: Choice(*peers.agglomerative(peers.cosine_distances(r.raw), r.k, mass)),
+        lambda r, mass: Choice(*r.ops.agglomerative(peers.cosine_distances(r.raw), r.k, mass, "average")),
         "merging", False, False, _gram_macs, "join the two nearest clusters, again and again, until K are left (ATC)"),
 }
 

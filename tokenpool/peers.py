@@ -19,7 +19,6 @@ from torch import Tensor
 from tokenpool import pool
 
 Merge = tuple[Tensor, Tensor]               # labels (B, N), indices (B, K)
-LINKAGES = ("average", "complete")
 NEIGHBOURS = 5                              # DPC-KNN's k (P, TCFormer)
 MARGIN = 0.5                                # PiToMe's, where no depth is known (P, default of its code)
 
@@ -155,7 +154,7 @@ def ats(weights: Tensor, k: int) -> Tensor:
     return falling.gather(1, seats).sort(1).values
 
 
-# ---- clustering in one go, and bottom up ----
+# ---- clustering in one go ----
 
 def dpc_knn(d: Tensor, k: int, channels: int) -> Merge:
     """Density peaks (TCFormer, Zeng et al. 2022; P, its code): a centre is dense and far from anything denser.
@@ -180,41 +179,14 @@ def dpc_knn(d: Tensor, k: int, channels: int) -> Merge:
     return labels.scatter(1, centers, torch.arange(k, device=d.device).expand(B, -1)), centers
 
 
-def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "average") -> Merge:
-    """Bottom-up clustering (Haurum et al. 2024, "Agglomerative Token Clustering", ATC): every token a cluster, then
-    N - K times the two nearest clusters become one. No start, no rounds, and no limit at half of the tokens.
-
-    Args:
-        d: (B, N, N) distances, symmetric. mass: (B, N) how many tokens each is: a cluster's size is their sum.
-        linkage: "average": mean distance over all pairs; "complete": the largest. Which of them and which distance
-            the authors recommend is not certain here (?); `pool_tokens` uses average and cosine.
-
-    Cost: N - K steps over N² distances each, all comparisons; no step waits for the one before on the host.
-    """
-    B, N, _ = d.shape
-    everyone = torch.arange(N, device=d.device).expand(B, -1)
-    d = d.masked_fill(torch.eye(N, dtype=torch.bool, device=d.device), torch.inf)
-    size = mass.clamp(min=1e-9)                                              # who stands for nobody still merges
-    head, stays = everyone, torch.ones_like(everyone)
-    for _ in range(N - k):
-        flat = d.flatten(1).argmin(1, keepdim=True)
-        one, other = flat // N, flat % N
-        i, j = torch.minimum(one, other), torch.maximum(one, other)          # (B, 1): j joins i
-        di, dj = (pool.take(d, t)[:, 0] for t in (i, j))
-        si, sj = size.gather(1, i), size.gather(1, j)
-        new = torch.maximum(di, dj) if linkage == "complete" else (si * di + sj * dj) / (si + sj)
-        new = new.scatter(1, torch.cat((i, j), 1), torch.inf)
-        for t, value in ((i, new), (j, torch.full_like(new, torch.inf))):    # in place: d is ours, and N x N
-            d.scatter_(1, t[:, :, None].expand(-1, 1, N), value[:, None, :])
-            d.scatter_(2, t[:, None, :].expand(-1, N, 1), value[:, :, None])
-        size = size.scatter(1, i, si + sj)
-        head = torch.where(head == j, i, head)
-        stays = stays.scatter(1, j, 0)
-    return _numbered(head, stays, k)
-
+# ---- for agglomerative clustering (Haurum et al. 2024, "Agglomerative Token Clustering", ATC) ----
 
 def cosine_distances(f: Tensor) -> Tensor:
-    """1 - cosine of all pairs, (B, N, D) -> (B, N, N), exactly symmetric: no tie is broken by rounding."""
+    """1 - cosine of all pairs, (B, N, D) -> (B, N, N), exactly symmetric: no tie is broken by rounding.
+
+    ATC compares tokens by it and joins them bottom up (P): `pool.agglomerative`. Which linkage its authors recommend is
+    not certain here (?); `pool_tokens` uses the average.
+    """
     unit = F.normalize(f, dim=-1)
     cosine = unit @ unit.mT
     return 1 - torch.minimum(cosine, cosine.mT)

@@ -7,7 +7,8 @@ replaced by its nearest member of F^; what is lost is
 
 and that is the objective of K-Means, or of K-Medoids where F^ must be a subset of F. So pooling is clustering:
 `k_means` and `k_medoids` below are Lloyd's two steps, on whole batches, without a loop over pictures, clusters or
-tokens. Only the starts may step K times.
+tokens; only the starts may step K times. `agglomerative` goes the other way: it begins with all tokens and joins two,
+N - K times. Joined as Ward did, by what each step adds to the loss, it needs no start and no rounds.
 
 Letters: B sets of tokens (pictures), N tokens in, K tokens out, C channels.
 """
@@ -88,7 +89,10 @@ def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
     return share @ x
 
 
-# ---- the two clusterings ----
+# ---- three clusterings ----
+
+_FAR = 1e30                     # for distances that are infinite or NaN: two live clusters can always be joined
+
 
 def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
     """Weighted K-Medoids: assign every token to the nearest medoid, move each medoid to the best of its members.
@@ -104,11 +108,17 @@ def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tens
     medoids = start
     for _ in range(n_iter):
         labels = _nearest_medoid(d, medoids)
-        same = labels[:, :, None] == labels[:, None, :]
-        cost = (d * same * mass[:, None, :]).sum(-1)        # (B, N): what n's cluster would lose with n as its medoid
-        best, candidate = torch.where(members(labels, medoids.shape[1]), cost[..., None], torch.inf).min(1)
-        medoids = torch.where(best < cost.gather(1, medoids), candidate, medoids)       # on a tie, stay
+        cost, candidate = _best_members(d, labels, medoids.shape[1], mass)
+        better = cost.gather(1, candidate) < cost.gather(1, medoids)
+        medoids = torch.where(better, candidate, medoids)                               # on a tie, stay
     return _nearest_medoid(d, medoids), medoids
+
+
+def _best_members(d: Tensor, labels: Tensor, k: int, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """What each token's cluster would lose with it as its medoid, (B, N), and the best token of each cluster, (B, K)."""
+    same = labels[:, :, None] == labels[:, None, :]
+    cost = (d * same * mass[:, None, :]).sum(-1)
+    return cost, torch.where(members(labels, k), cost[..., None], torch.inf).argmin(1)
 
 
 def _nearest_medoid(d: Tensor, medoids: Tensor) -> Tensor:
@@ -155,6 +165,51 @@ def _nearest_center(x: Tensor, centers: Tensor, mass: Tensor) -> tuple[Tensor, T
     moved = members(mover, x.shape[1]).mT & empty[:, None, :]                       # (B, N, K)
     labels = torch.where(moved.any(2), moved.to(torch.uint8).argmax(2), labels)
     return labels, torch.where(empty, mover, nearest)
+
+def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
+    """Bottom up: every token a cluster, then N - K times the two nearest clusters become one. No start, no rounds.
+
+    Args:
+        d: (B, N, N) distances, symmetric. mass: (B, N) how many tokens each is: a cluster's size is their sum.
+        linkage: how far apart two clusters are. "ward": what joining them adds to the loss, d being squared (Ward
+            1963). "average": mean distance over all pairs. "complete": the largest. Of equals the first is joined.
+
+    Returns:
+        labels (B, N), clusters in the order of their first tokens, and medoids (B, K), the best member of each.
+
+    Cost: N - K steps, over N² distances here, over N in the kernels; no multiply-adds after d.
+    """
+    B, N, _ = d.shape
+    everyone = torch.arange(N, device=d.device).expand(B, -1)
+    size = mass.clamp(min=1e-9)                             # who stands for nobody still merges
+    one, other = size[:, :, None], size[:, None, :]
+    gap = d * (one * other / (one + other)) if linkage == "ward" else d
+    gap = gap.nan_to_num(_FAR, _FAR).masked_fill(torch.eye(N, dtype=torch.bool, device=d.device), torch.inf)
+    head, stays = everyone, torch.ones_like(everyone)
+    for _ in range(N - k):
+        nearest, flat = gap.flatten(1).min(1, keepdim=True)
+        i, j = flat // N, flat % N                          # (B, 1), j > i: the first of equals; j joins i
+        to_i, to_j = (take(gap, t)[:, 0] for t in (i, j))
+        si, sj = size.gather(1, i), size.gather(1, j)
+        new = _linked(linkage, to_i, to_j, si, sj, size, nearest).scatter(1, torch.cat((i, j), 1), torch.inf)
+        for t, value in ((i, new), (j, torch.full_like(new, torch.inf))):    # in place: it is ours, and N x N
+            gap.scatter_(1, t[:, :, None].expand(-1, 1, N), value[:, None, :])
+            gap.scatter_(2, t[:, None, :].expand(-1, N, 1), value[:, :, None])
+        size = size.scatter(1, i, si + sj)
+        head = torch.where(head == j, i, head)
+        stays = stays.scatter(1, j, 0)
+    labels = (stays.cumsum(1) - 1).gather(1, head)
+    return labels, _best_members(d, labels, k, mass)[1]
+
+
+def _linked(linkage: str, to_i: Tensor, to_j: Tensor, si: Tensor, sj: Tensor, size: Tensor, between: Tensor) -> Tensor:
+    """How far the union of clusters i and j is from all others (Lance and Williams 1967)."""
+    if linkage == "complete":
+        return torch.maximum(to_i, to_j)
+    if linkage == "average":
+        return (si * to_i + sj * to_j) / (si + sj)
+    return ((si + size) * to_i + (sj + size) * to_j - size * between) / (si + sj + size)
+
 
 
 # ---- where to start ----

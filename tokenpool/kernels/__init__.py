@@ -1,7 +1,7 @@
 """Faster ways to compute what pool.py says. The answers are the same; only where and how they are computed differs.
 
-A kernel is a module with pool.py's five heavy functions: `pairwise`, `farthest_first`, `k_medoids`, `k_means`,
-`cluster_means`. "plain" is pool.py itself, and every other kernel is tested against it.
+A kernel is a module with pool.py's six heavy functions: `pairwise`, `farthest_first`, `k_medoids`, `k_means`,
+`agglomerative`, `cluster_means`. "plain" is pool.py itself, and every other kernel is tested against it.
 
     plain     PyTorch, any device; what is traced, exported and read
     numba     compiled loops on the CPU; with the optional package numba

@@ -11,4 +11,5 @@ if __name__ == "__main__":
     start = ops.farthest_first(d, 3)
     labels, _ = ops.k_medoids(d, start, mass, 1)
     ops.k_means(x, start, mass, 1)
+    ops.agglomerative(d, 3, mass)
     ops.cluster_means(x, labels, 3, mass)

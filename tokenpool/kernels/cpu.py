@@ -4,6 +4,7 @@ After the one matrix product of `pairwise`, nothing here multiplies matrices:
 
 - An assignment compares K rows of the distance matrix, N numbers each, which lie in the cache: N K comparisons.
 - A medoid is sought among the members of its cluster only: the sum of the squares of the cluster sizes, not N².
+- Joining two clusters changes N distances; all others keep their nearest: some N steps a join, not N².
 - K-Means needs no means on the way. With masses w and W their sum, the squared distance of token i to the mean of a
   cluster is   sum_m w_m d_im / W  -  sum_ml w_m w_l d_ml / (2 W²),   m and l its members (expand the squares; C).
 
@@ -20,6 +21,8 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from tokenpool.pool import _FAR
 
 
 def _compiled(function: Any) -> Any:
@@ -197,6 +200,84 @@ def _k_means(d, start, mass, n_iter, labels, nearest):
 
 
 @_compiled
+def _linked(linkage, to_i, to_j, si, sj, size, between):
+    """pool._linked, for one distance; linkage is 0 for ward, 1 for average, 2 for complete."""
+    if linkage == 2:
+        return max(to_i, to_j)
+    if linkage == 1:
+        return (si * to_i + sj * to_j) / (si + sj)
+    return ((si + size) * to_i + (sj + size) * to_j - size * between) / (si + sj + size)
+
+
+@_compiled
+def _first_least(row):
+    """Where the least value of a row is, the first of equals: looked for in two passes, neither of which branches."""
+    least = row[0]
+    for i in range(1, len(row)):
+        least = min(least, row[i])
+    for i in range(len(row)):
+        if row[i] == least:
+            return i
+    return 0
+
+
+@_compiled
+def _join_up(d, mass, linkage, k, labels, medoids):
+    """Every cluster knows its nearest: a step looks at N of them, and again only for those whose nearest has changed."""
+    B, N, _ = d.shape
+    gap, low = np.empty((N, N), d.dtype), np.empty(N, d.dtype)
+    near, head, size = np.empty(N, np.int64), np.empty(N, np.int64), np.empty(N, d.dtype)
+    begin, order, label = np.empty(k + 1, np.int64), np.empty(N, np.int64), np.empty(N, np.int32)
+    for b in range(B):
+        for i in range(N):
+            size[i] = max(mass[b, i], d.dtype.type(1e-9))
+            head[i] = i
+        for i in range(N):
+            for j in range(N):
+                value = d[b, i, j] * (size[i] * size[j] / (size[i] + size[j])) if linkage == 0 else d[b, i, j]
+                gap[i, j] = value if value < _FAR else _FAR              # NaN too
+            gap[i, i] = np.inf
+            near[i] = _first_least(gap[i])
+            low[i] = gap[i, near[i]]
+        for _ in range(N - k):
+            i = _first_least(low)
+            j = near[i]                                      # j > i: gap is symmetric, row j would have come first
+            between, si, sj = low[i], size[i], size[j]
+            for t in range(N):
+                gap[i, t] = _linked(linkage, gap[i, t], gap[j, t], si, sj, size[t], between)
+            gap[i, i] = gap[i, j] = np.inf
+            size[i] += sj
+            head[j], low[j] = i, np.inf
+            gap[j] = np.inf
+            for t in range(N):
+                gap[t, i], gap[t, j] = gap[i, t], np.inf
+                if head[t] != t:
+                    continue
+                if near[t] == i or near[t] == j or t == i:
+                    near[t] = _first_least(gap[t])
+                    low[t] = gap[t, near[t]]
+                elif gap[t, i] < low[t] or (gap[t, i] == low[t] and i < near[t]):
+                    near[t], low[t] = i, gap[t, i]
+        new = 0
+        for i in range(N):                                   # whom a token has joined comes before it
+            if head[i] == i:
+                label[i] = new
+                new += 1
+            else:
+                label[i] = label[head[i]]
+        labels[b] = label
+        _sort_members(label, begin, order)
+        for j in range(k):
+            inside = order[begin[j]:begin[j + 1]]
+            medoids[b, j] = inside[0]
+            least = _total(d[b], mass[b], inside[0], inside)
+            for token in inside:
+                total = _total(d[b], mass[b], token, inside)
+                if total < least:
+                    least, medoids[b, j] = total, token
+
+
+@_compiled
 def _cluster_means(x, labels, mass, share, means):
     """Writes each token's `share` of its cluster's mean, and the means, in the order of the tokens."""
     B, N, C = x.shape
@@ -266,6 +347,15 @@ def _means(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor,
     return labels, nearest
 
 
+@_op("agglomerative", lambda d, k, mass, linkage: (torch.empty(mass.shape, dtype=torch.int64),
+                                                    torch.empty((mass.shape[0], k), dtype=torch.int64)))
+def _agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
+    labels, medoids = torch.empty(mass.shape, dtype=torch.int64), torch.empty(len(mass), k, dtype=torch.int64)
+    which = ("ward", "average", "complete").index(linkage)
+    _join_up(_array(d), _array(mass), which, k, labels.numpy(), medoids.numpy())
+    return labels, medoids
+
+
 @_op("cluster_means", lambda x, labels, k, mass: (x.new_empty(x.shape[0], k, x.shape[2]), torch.empty_like(mass)))
 def _average(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> tuple[Tensor, Tensor]:
     means, share = x.new_empty(len(x), k, x.shape[2]), torch.empty(mass.shape, dtype=mass.dtype)
@@ -315,6 +405,11 @@ def k_means(x: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor
 def k_means_by_distances(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
     """The same from d = pairwise(x), which a start may have needed already."""
     return _means(d, start, mass, n_iter)
+
+
+def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
+    """pool.agglomerative. Equal but where two distances differ by rounding only."""
+    return _agglomerative(d, k, mass, linkage)
 
 
 def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:

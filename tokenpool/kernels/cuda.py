@@ -4,6 +4,7 @@ A K-Medoids pooling is three launches: distances, then start and all rounds, the
 The distance matrix of a picture is read by one program only, so it stays in the caches next to it. A round reads tiles
 of it: the K rows of the medoids to assign, all rows to find the best member of each cluster.
 
+Bottom-up clustering is one launch for all its steps, which look at rows of N distances each, and one for the medoids.
 K-Means stays plain: its rounds are matrix products already. Also here: the attention that tokens receive, summed over
 queries without the matrix ever being stored.
 
@@ -20,10 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenpool.pool import k_means as k_means  # a kernel has all five functions, see kernels/__init__.py
-from tokenpool.pool import take
+from tokenpool.pool import k_means as k_means  # a kernel has all six functions, see kernels/__init__.py
+from tokenpool.pool import _FAR, take
 
 ROWS, COLUMNS = 32, 128                                  # a tile of distances
+FAR = tl.constexpr(_FAR)
 
 
 # ---- programs ----
@@ -133,6 +135,81 @@ def _cluster(d, mass, first, medoids, labels, cost, N, K, n_iter, GROW: tl.const
 
 
 @triton.jit
+def _join_up(d, mass, gap, low_of, near_of, head_of, N, K, LINKAGE: tl.constexpr, WHOLE: tl.constexpr,
+             ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """One picture, bottom up. Every cluster knows its nearest (near, low), which a join changes for few of them.
+
+    Writes gap, what lies between two clusters (inf for those that are gone), and each token's first companion."""
+    b = tl.program_id(0).to(tl.int64)
+    d += b * N * N
+    gap += b * N * N
+    mass += b * N
+    for n0 in range(0, N, ROWS):
+        n = n0 + tl.arange(0, ROWS)
+        own = tl.maximum(tl.load(mass + n, n < N, 1.0), 1e-9)
+        low, near = tl.full((ROWS,), float("inf"), tl.float32), tl.zeros((ROWS,), tl.int64)
+        for m0 in range(0, N, COLUMNS):
+            m = m0 + tl.arange(0, COLUMNS)
+            inside = (n[:, None] < N) & (m[None, :] < N)
+            tile = tl.load(d + n[:, None] * N + m[None, :], inside, 0.0)
+            if LINKAGE == "ward":
+                other = tl.maximum(tl.load(mass + m, m < N, 1.0), 1e-9)
+                tile *= own[:, None] * other[None, :] / (own[:, None] + other[None, :])
+            tile = tl.where(tile < FAR, tile, FAR)                           # NaN too
+            tile = tl.where(inside & (n[:, None] != m[None, :]), tile, float("inf"))
+            tl.store(gap + n[:, None] * N + m[None, :], tile, inside)
+            least, which = tl.min(tile, 1, return_indices=True, return_indices_tie_break_left=True)
+            near = tl.where(least < low, m0 + which, near)
+            low = tl.minimum(least, low)
+        tl.store(low_of + b * N + n, low, n < N)
+        tl.store(near_of + b * N + n, near, n < N)
+    tl.debug_barrier()
+    n = tl.arange(0, WHOLE)
+    head = n.to(tl.int64)
+    size = tl.maximum(tl.load(mass + n, n < N, 1.0), 1e-9)
+    low, near = tl.load(low_of + b * N + n, n < N, float("inf")), tl.load(near_of + b * N + n, n < N, 0)
+    for _ in range(0, N - K):
+        between, i = tl.min(low, 0, return_indices=True, return_indices_tie_break_left=True)
+        j = tl.sum(tl.where(n == i, near, 0), 0)                             # j joins i
+        si, sj = tl.sum(tl.where(n == i, size, 0.0), 0), tl.sum(tl.where(n == j, size, 0.0), 0)
+        to_i = tl.load(gap + i * N + n, n < N, float("inf"))
+        to_j = tl.load(gap + j * N + n, n < N, float("inf"))
+        if LINKAGE == "ward":
+            new = ((si + size) * to_i + (sj + size) * to_j - size * between) / (si + sj + size)
+        elif LINKAGE == "average":
+            new = (si * to_i + sj * to_j) / (si + sj)
+        else:
+            new = tl.maximum(to_i, to_j)
+        new = tl.where((n == i) | (n == j), float("inf"), new)
+        tl.debug_barrier()                                                   # both rows are read
+        tl.store(gap + i * N + n, new, n < N)
+        tl.store(gap + n * N + i, new, n < N)
+        tl.store(gap + n * N + j, float("inf"), n < N)
+        tl.debug_barrier()
+        size = tl.where(n == i, si + sj, size)
+        head = tl.where(head == j, i.to(tl.int64), head)
+        low = tl.where(n == j, float("inf"), low)
+        stale = (low < float("inf")) & ((near == i) | (near == j) | (n == i))
+        closer = (low < float("inf")) & ((new < low) | ((new == low) & (i < near)))
+        near, low = tl.where(closer, i.to(tl.int64), near), tl.where(closer, new, low)
+        left = tl.sum(stale.to(tl.int32), 0)
+        while left > 0:
+            t = tl.min(tl.where(stale, n, WHOLE), 0)
+            row = tl.load(gap + t * N + n, n < N, float("inf"))
+            least, which = tl.min(row, 0, return_indices=True, return_indices_tie_break_left=True)
+            low, near = tl.where(n == t, least, low), tl.where(n == t, which.to(tl.int64), near)
+            stale = stale & (n != t)
+            left -= 1
+    tl.store(head_of + b * N + n, head, n < N)
+
+
+@triton.jit
+def _best_members(d, mass, medoids, labels, cost, N, K, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    b = tl.program_id(0).to(tl.int64)
+    _improve(d + b * N * N, mass + b * N, medoids + b * K, labels + b * N, cost + b * N, N, K, ROWS, COLUMNS)
+
+
+@triton.jit
 def _average(x, labels, mass, means, totals, N, K, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
     """ROWS means of one picture, WIDE channels of them. A cluster without mass gets its plain mean."""
     b, k, c = tl.program_id(2).to(tl.int64), tl.program_id(0) * ROWS, tl.program_id(1) * WIDE
@@ -236,6 +313,26 @@ def _(d: Tensor, mass: Tensor, start: Tensor, k: int, n_iter: int, grow: bool) -
     return start.new_empty(mass.shape), start.new_empty(mass.shape[0], k)
 
 
+@torch.library.custom_op("tokenpool::join_up_cuda", mutates_args=())
+def _join_up_op(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
+    B, N, _ = d.shape
+    d, mass = d.contiguous(), mass.contiguous()
+    gap, low = torch.empty_like(d), torch.empty_like(mass)
+    near, head = (torch.empty(B, N, dtype=torch.int64, device=d.device) for _ in range(2))
+    _join_up[(B,)](d, mass, gap, low, near, head, N, k, LINKAGE=linkage, WHOLE=triton.next_power_of_2(N), ROWS=ROWS,
+                   COLUMNS=COLUMNS, num_warps=4)
+    stays = (head == torch.arange(N, device=d.device)).long()
+    labels = (stays.cumsum(1) - 1).gather(1, head)
+    medoids = stays.argsort(dim=1, descending=True, stable=True)[:, :k].contiguous()      # first members, to begin with
+    _best_members[(B,)](d, mass, medoids, labels, low, N, k, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=8)
+    return labels, medoids
+
+
+@_join_up_op.register_fake
+def _(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
+    return mass.new_empty(mass.shape, dtype=torch.int64), mass.new_empty((mass.shape[0], k), dtype=torch.int64)
+
+
 @torch.library.custom_op("tokenpool::average_cuda", mutates_args=())
 def _average_op(x: Tensor, labels: Tensor, mass: Tensor, k: int) -> tuple[Tensor, Tensor]:
     B, N, C = x.shape
@@ -300,6 +397,11 @@ def farthest_first(d: Tensor, k: int) -> Tensor:
 def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
     """pool.k_medoids. Equal but where two totals differ by rounding only."""
     return _cluster_op(d, mass, start, start.shape[1], n_iter, False)
+
+
+def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
+    """pool.agglomerative. Equal but where two distances differ by rounding only."""
+    return _join_up_op(d, k, mass, linkage)
 
 
 def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
