@@ -202,16 +202,20 @@ def test_a_fitted_schedule_meets_its_budget_and_is_the_models(by):
 def test_the_losses_are_those_of_pooling_in_one_block_alone():
     vit, images = pebbles_model()
     pooled = tp.PooledViT(vit, method="k_medoids", init="farthest_first", carry_counts=True)
-    features, errors = (pooled._losses(images, (64, 9), by) for by in ("features", "reconstruction"))
+    features, errors = (pooled.losses(images, by) for by in ("features", "reconstruction"))
     with torch.no_grad():
         truth = vit(images)
         for block in range(5):
-            pooled.schedule = [64] * block + [9] * (6 - block)
+            pooled.schedule = [64] * block + [8] * (6 - block)
             expected = (pooled(images) - truth).square().sum() / (truth - truth.mean(0)).square().sum()
-            assert features[block][9] == pytest.approx(expected.item(), rel=1e-3)
-            assert errors[block][9] == pytest.approx(pooled.trace(images).steps[block].error.mean().item(), rel=1e-4)
-    assert features[0][9] > 10 * features[4][9]               # what is lost early is lost for more blocks
-    assert errors[0][9] < 3 * errors[4][9]                    # which the reconstruction error does not know
+            assert features[block][8] == pytest.approx(expected.item(), rel=1e-3)
+            assert errors[block][8] == pytest.approx(pooled.trace(images).steps[block].error.mean().item(), rel=1e-4)
+    assert features[0][8] > 10 * features[4][8]               # what is lost early is lost for more blocks
+    assert errors[0][8] < 3 * errors[4][8]                    # which the reconstruction error does not know
+    found = pooled.fit_schedule(images, 0.5)
+    assert pooled.fit_schedule(features, 0.5) == found        # measured once, for any number of savings
+    with pytest.raises(ValueError, match="not of this model, which has 6 blocks and 64 patch tokens"):
+        pooled.fit_schedule(features[1:], 0.5)
 
 
 @pytest.mark.parametrize(("change", "says"), [

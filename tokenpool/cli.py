@@ -16,6 +16,7 @@ _EPILOG = """examples:
   tokenpool reproduce                              every method at six budgets, a few minutes on two cores
   tokenpool reproduce --figure 6 --seeds 10        only the start study, more seeds
   tokenpool reproduce --method top_k wk_medoids --budget 0.42
+  tokenpool reproduce --peers                      ToMe, ATC, EViT, ... and ours, at equal cost and equal time
   tokenpool macs deit_small_patch16_224 --saving 0.42
   tokenpool dense                                  pooled tokens back on the grid: mean IoU against computations
   tokenpool train --preset pebbles                 make the shipped weights again
@@ -74,10 +75,14 @@ def _parser() -> argparse.ArgumentParser:
                               description="Measure the paper's methods without finetuning (Fig. 5a, 5b, 6, 9).")
     run.add_argument("--figure", nargs="+", metavar="FIG",
                      help="5a, 5b, 6, 9, or peers for what came later; default: the paper's")
+    run.add_argument("--peers", action="store_true",
+                     help="all methods side by side, at equal computations and at equal measured time")
     run.add_argument("--method", nargs="+", metavar="NAME", help="only these methods; default: all of the figures")
     run.add_argument("--budget", nargs="+", type=float, metavar="SHARE",
-                     help="shares of the computations to save; default: 0.2 0.3 0.42 0.5 0.6 0.7")
-    run.add_argument("--model", default="pebbles_vit", help="any timm ViT; default: the model that ships")
+                     help="shares of the computations to save; default: 0.2 0.3 0.42 0.5 0.6 0.7, "
+                          "with --peers 0.3 to 0.8")
+    run.add_argument("--model", default="pebbles_vit",
+                     help="any timm ViT, or PRESET/MODEL, such as imagenet50_cpu/ti; default: the model that ships")
     run.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, .safetensors or .pth")
     run.add_argument("--pretrained", action="store_true", help="timm's public weights")
     run.add_argument("--data", default="pebbles", metavar="NAME",
@@ -438,25 +443,80 @@ def _progress():
                     TimeRemainingColumn(), TextColumn("{task.description}"))
 
 
-def _reproduce(args: argparse.Namespace) -> None:
-    from tokenpool.runs import evaluate, report
+def _to_measure(args: argparse.Namespace) -> tuple:
+    """The model and the pictures, or why they cannot be measured."""
     from tokenpool.runs.datasets import open_data
+    from tokenpool.runs.jobs import open_model
+    from tokenpool.runs.recipe import PRESETS
+    from tokenpool.runs.weights import SHIPPED
+    from tokenpool.vit import PooledViT
+    model = open_model(args.model, args.checkpoint, args.pretrained)
+    PooledViT(model)                       # refuses what cannot be pooled, before anything is read
+    comes_with_weights = args.model == SHIPPED or ":" in args.model or args.model.split("/")[0] in PRESETS
+    if not comes_with_weights and args.checkpoint is None and not args.pretrained:
+        raise ValueError(f"{args.model} would have random weights, and every accuracy would be chance. "
+                         "Add --pretrained or --checkpoint FILE.")
+    return model, open_data(args.data, model, args.pictures, args.split, download=args.download)
+
+
+def _peers(args: argparse.Namespace) -> None:
+    from tokenpool.runs import contest, contest_page
+    from tokenpool.runs.datasets import open_unlabelled
+    from tokenpool.runs.results import Results
+    if args.figure:
+        raise ValueError("--peers is a comparison of its own. Leave out --figure, or leave out --peers.")
+    contenders, budgets = contest.chosen(args.method), args.budget or contest.BUDGETS
+    _check_device(args.device)
+    results = Results(args.out / "peers.csv", contest.Entry)
+    model, pictures = _to_measure(args)
+    few, where = open_unlabelled(args.data, model, args.split, download=args.download)
+    print(f"{args.model} on {pictures.count} pictures of {args.data}; {len(contenders)} contenders, {len(budgets)} "
+          f"budgets, twice; fitted K from {len(few)} pictures of {where}")
+    with _progress() as bar:
+        task = bar.add_task("", total=2 * len(budgets))
+        entries = contest.measure(model, args.model, pictures, few, results, budgets, contenders, args.device,
+                                  tell=lambda what, done, total: bar.update(task, completed=done, description=what))
+    page = args.out / "peers.html"
+    contest_page.write_page(page, entries)
+    _print_peers(entries)
+    print(f"\nrows   {results.path}\npage   {page}   (open it in a browser)")
+
+
+def _print_peers(entries) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tokenpool.runs import contest, contest_page
+    shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
+    shown.add_column("contender", no_wrap=True)
+    for budget in sorted({e.budget for e in entries}):
+        shown.add_column(f"-{budget:.0%} ", justify="right", no_wrap=True)
+    for fair, words in contest.FAIR.items():
+        shown.add_row(f"[bold]{words}[/bold]")
+        for line in contest_page.cells(entries, fair):
+            shown.add_row(*line)
+        shown.add_row("")
+    print(f"\nTop-1 in % without finetuning, with half of its 95 % interval. On the same pictures: ↓ below, ↑ above\n"
+          f"{contest.OURS.label}, beyond the pairs' 95 % interval; no mark: not to be told apart; -: cannot be met.\n")
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(shown)
+    _print_sentences(contest_page.told(entries))
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    if args.peers:
+        _peers(args)
+        return
+    from tokenpool.runs import evaluate, report
     from tokenpool.runs.figures import summary
     from tokenpool.runs.results import Results, frame
     from tokenpool.runs.verdicts import verdicts
-    from tokenpool.runs.weights import SHIPPED, load_model
-    from tokenpool.vit import PooledViT
+    from tokenpool.runs.weights import SHIPPED
 
     default = tuple(evaluate.FIGURES) if args.method else evaluate.PAPERS_FIGURES
     wanted = evaluate.settings(args.figure or default, args.method, args.budget or evaluate.BUDGETS, args.seeds)
     _check_device(args.device)
     results = Results(args.out / "results.csv")
-    model = load_model(args.model, args.checkpoint, args.pretrained)
-    PooledViT(model)                       # refuses what cannot be pooled, before anything is read
-    if args.model != SHIPPED and args.checkpoint is None and not args.pretrained and ":" not in args.model:
-        raise ValueError(f"{args.model} would have random weights, and every accuracy would be chance. "
-                         "Add --pretrained or --checkpoint FILE.")
-    pictures = open_data(args.data, model, args.pictures, args.split, download=args.download)
+    model, pictures = _to_measure(args)
     print(f"{args.model} on {pictures.count} pictures of {args.data}; {len(wanted)} measurements")
     with _progress() as bar:
         task = bar.add_task("", total=len(wanted))
@@ -540,12 +600,15 @@ def _print_table(points, table) -> None:
 
 
 def _print_verdicts(said) -> None:
-    import textwrap
     print("\nThe paper's claims (P: its abstract or captions, S: summaries of it):")
+    _print_sentences(f"{v.verdict.upper()}: {v.claim}. {v.evidence}" for v in said)
+
+
+def _print_sentences(sentences) -> None:
+    import textwrap
     width = min(110, os.get_terminal_size().columns if sys.stdout.isatty() else 110)
-    for v in said:
-        print(textwrap.fill(f"{v.verdict.upper()}: {v.claim}. {v.evidence}", width, initial_indent="- ",
-                            subsequent_indent="  "))
+    for sentence in sentences:
+        print(textwrap.fill(sentence, width, initial_indent="- ", subsequent_indent="  "))
 
 
 def _macs(args: argparse.Namespace) -> None:

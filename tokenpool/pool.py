@@ -115,7 +115,7 @@ def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tens
 
 
 def _best_members(d: Tensor, labels: Tensor, k: int, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """What each token's cluster would lose with it as its medoid, (B, N), and the best token of each cluster, (B, K)."""
+    """What each token's cluster loses with it as its medoid, (B, N), and the best token of each cluster, (B, K)."""
     same = labels[:, :, None] == labels[:, None, :]
     cost = (d * same * mass[:, None, :]).sum(-1)
     return cost, torch.where(members(labels, k), cost[..., None], torch.inf).argmin(1)

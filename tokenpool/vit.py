@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,9 +36,8 @@ POSITIONS = ("after_block", "before_mlp")
 METRICS = ("tokens", "directions", "keys")
 LOSSES = ("features", "reconstruction")
 #: what lost least without training, of all options tried on two small models (I; docs/choices.md has the comparison):
-#: `PooledViT(vit, saving=0.6, **OFF_THE_SHELF)`, and `fit_schedule` from half of the computations on. Needs no score
-OFF_THE_SHELF: dict[str, Any] = dict(method="k_medoids", init="farthest_first", metric="directions",
-                                     position="before_mlp", carry_counts=True)
+#: `PooledViT(vit, saving=0.6, **OFF_THE_SHELF)`, then `fit_schedule`. Needs no score, no start and no rounds
+OFF_THE_SHELF: dict[str, Any] = dict(method="ward", metric="directions", position="before_mlp", carry_counts=True)
 _NOISE_BITS = 24                    # integers, so that .half() does not round the noise; 24 bits are exact in float32
 
 
@@ -201,7 +200,8 @@ class PooledViT(nn.Module):
         list stays, and an entry that asks for more tokens than such a picture has changes nothing there."""
         return self._plan.schedule if n == self.vit.patch_embed.num_patches else self._resolve(self._plan, n)
 
-    def fit_schedule(self, images: Tensor, saving: float, by: str = "features") -> tuple[int, ...]:
+    def fit_schedule(self, images: Tensor | Sequence[Mapping[int, float]], saving: float,
+                     by: str = "features") -> tuple[int, ...]:
         """Choose K per block from a few pictures without labels, set it and return it. Nothing is trained.
 
         For every block by itself, and a dozen K, it is measured what is lost if tokens are pooled there and nowhere
@@ -210,6 +210,7 @@ class PooledViT(nn.Module):
 
         Args:
             images: (batch, channels, height, width) of the model's own size, prepared as for forward; 16 to 64 will do.
+                Or what `losses` said of them, so that several savings need one measurement.
             saving: share of the multiply-adds to save at least, clustering counted in, such as 0.42.
             by: what is lost. "features": squared distance of the final answer (the logits, or the features of a model
                 without a classifier) to the unpooled model's. "reconstruction": the error of the tokens pooled, as a
@@ -222,18 +223,14 @@ class PooledViT(nn.Module):
         Raises:
             ValueError: images of another size or not finite, a saving out of reach.
         """
-        one_of("by", by, LOSSES, "")
         n, depth = self.vit.patch_embed.num_patches, len(self.vit.blocks)
-        if images.ndim != 4 or tuple(images.shape[2:]) != tuple(self.vit.patch_embed.img_size):
-            height, width = self.vit.patch_embed.img_size
-            raise ValueError(f"Pictures of shape {tuple(images.shape)} came. "
-                             f"Give (batch, channels, {height}, {width}), prepared as for forward.")
         if isinstance(saving, bool) or not 0 < saving < 1:
             raise ValueError(f"saving={saving} is not a share of the computations. Use a number such as 0.42.")
-        if depth < 2:
-            raise ValueError("A model of one block has nothing to choose: behind the last block pooling saves nothing.")
-        measured, wanted = levels(n, 0.75), levels(n, 0.93)
-        curves = [between(curve, wanted) for curve in self._losses(images, measured, by)]
+        measured = self.losses(images, by) if isinstance(images, Tensor) else images
+        if len(measured) != depth - 1 or any(n not in curve for curve in measured):
+            raise ValueError(f"These losses are not of this model, which has {depth} blocks and {n} patch tokens. "
+                             "Give what its own losses(images) returned, or the pictures.")
+        curves = [between(curve, levels(n, 0.93)) for curve in measured]
         shape = model_shape(self.vit, n)
         clustering = _clustering(self.pooling, shape.channels, self.carry_counts, self._width)
         inside = self.position == "before_mlp"
@@ -250,9 +247,22 @@ class PooledViT(nn.Module):
         return found
 
     @torch.inference_mode()
-    def _losses(self, images: Tensor, ks: Sequence[int], by: str) -> list[dict[int, float]]:
-        """For each block but the last: K -> what is lost where only this block pools, to K tokens."""
-        n, depth = ks[0], len(self.vit.blocks)
+    def losses(self, images: Tensor, by: str = "features") -> list[dict[int, float]]:
+        """What is lost where one block pools and no other: for each block but the last, tokens kept -> loss.
+
+        Args:
+            images, by: see `fit_schedule`. A loss is a share: of the answers' spread over the pictures, or of the
+                variance of the tokens.
+        """
+        one_of("by", by, LOSSES, "")
+        n, depth = self.vit.patch_embed.num_patches, len(self.vit.blocks)
+        if images.ndim != 4 or tuple(images.shape[2:]) != tuple(self.vit.patch_embed.img_size):
+            height, width = self.vit.patch_embed.img_size
+            raise ValueError(f"Pictures of shape {tuple(images.shape)} came. "
+                             f"Give (batch, channels, {height}, {width}), prepared as for forward.")
+        if depth < 2:
+            raise ValueError("A model of one block has nothing to choose: behind the last block pooling saves nothing.")
+        ks = levels(n, 0.75)
         training = self.vit.training              # a model in evaluation mode, newly wrapped, stays in it
         self.vit.eval()
         lost: list[dict[int, float]] = [{k: 0.0 for k in ks} for _ in range(depth - 1)]

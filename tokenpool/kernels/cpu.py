@@ -223,7 +223,7 @@ def _first_least(row):
 
 @_compiled
 def _join_up(d, mass, linkage, k, labels, medoids):
-    """Every cluster knows its nearest: a step looks at N of them, and again only for those whose nearest has changed."""
+    """Every cluster knows its nearest: a step looks at N of them, and again where that changed."""
     B, N, _ = d.shape
     gap, low = np.empty((N, N), d.dtype), np.empty(N, d.dtype)
     near, head, size = np.empty(N, np.int64), np.empty(N, np.int64), np.empty(N, d.dtype)

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenpool.pool import k_means as k_means  # a kernel has all six functions, see kernels/__init__.py
 from tokenpool.pool import _FAR, take
+from tokenpool.pool import k_means as k_means  # a kernel has all six functions, see kernels/__init__.py
 
 ROWS, COLUMNS = 32, 128                                  # a tile of distances
 FAR = tl.constexpr(_FAR)

@@ -237,7 +237,7 @@ def measure(options: Options, groups: Sequence[Group], store: Results[Timing],
     The rows of a group are stored when its last round is over, so a stopped run loses one group at most. With a time
     budget every group gets its part of what is left, by the multiply-adds of a round.
     """
-    watch = watch or Stopwatch(_waiter(options.device), time.process_time if options.cpu_time else time.perf_counter)
+    watch = watch or Stopwatch(waiter(options.device), time.process_time if options.cpu_time else time.perf_counter)
     started = watch.wall()
     origin = provenance()
     rows = {row.key: row for row in store.rows}
@@ -338,7 +338,8 @@ def _tidy(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _waiter(device: str) -> Callable[[], object]:
+def waiter(device: str) -> Callable[[], object]:
+    """What empties the device's queue, so that a clock sees the end of the work."""
     kind = torch.device(device).type
     if kind == "cuda":
         return lambda: torch.cuda.synchronize(device)

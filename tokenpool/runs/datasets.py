@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from tokenpool.runs.pebbles import Pebbles
 
-#: seed of the pictures that results are measured on; training uses 1, its check 2
-TEST_SEED = 3
+#: seeds of the pebbles that results are measured on, and that schedules are fitted on; training uses 1, its check 2
+TEST_SEED, FIT_SEED = 3, 6
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,23 @@ def open_data(name: str, model: nn.Module, count: int | None = None, split: str 
         data = torch.utils.data.Subset(data, spread(len(data), count))
     loader: Any = DataLoader(data, batch_size=batch_size, shuffle=False, num_workers=0)
     return Pictures(name, len(data), loader, min(batch_size, len(data)))
+
+
+def open_unlabelled(name: str, model: nn.Module, split: str = "validation", count: int = 32,
+                    download: bool = False) -> tuple[Tensor, str]:
+    """A few pictures to choose K by, (count, 3, H, W), and where they are from; no labels.
+
+    Never those that results are measured on where there are others: pebbles of another seed, else the training split,
+    else `split`.
+    """
+    if name == "pebbles":
+        return scale(Pebbles(seed=FIT_SEED, size=model.patch_embed.img_size[0]).batch(range(count))[0]), "other pebbles"
+    try:
+        data, used = find(name, "train", _transform(model), download), "train"
+    except (ValueError, OSError):
+        data, used = find(name, split, _transform(model), download), split
+    where = spread(len(data), min(count, len(data)))
+    return torch.stack([data[i][0] for i in where]), f"the split {used!r}"
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -96,8 +96,7 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, wanted: Seque
     """
     model = model.to(device).eval()
     weights, origin = fingerprint(model), provenance()
-    # read once for all settings, where they fit the memory
-    batches = [(x.to(device), y.to(device)) for x, y in pictures] if pictures.count <= _CACHED else pictures
+    batches = read_once(pictures, device)
     rows: dict[str, Row] = {row.key: row for row in results.rows}
     keys = []
     for done, setting in enumerate(wanted):
@@ -119,6 +118,11 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, wanted: Seque
     if tell:
         tell("done", len(wanted), len(wanted))
     return [rows[key] for key in keys]
+
+
+def read_once(pictures: Pictures, device: str) -> Batches:
+    """On the device, read once for all that is measured, where they fit the memory."""
+    return [(x.to(device), y.to(device)) for x, y in pictures] if pictures.count <= _CACHED else pictures
 
 
 def _pooled(model: nn.Module, setting: Setting) -> PooledViT:

@@ -29,12 +29,12 @@ from tokenpool.methods import METHODS
 from tokenpool.runs.datasets import Pictures, open_data
 from tokenpool.runs.evaluate import device_name, score
 from tokenpool.runs.files import replace_file
-from tokenpool.runs.recipe import Job, Preset, Recipe, load_preset
+from tokenpool.runs.recipe import PRESETS, Job, Preset, Recipe, load_preset
 from tokenpool.runs.results import Results, Row, key_of, provenance
 from tokenpool.runs.schedules import load_schedule, save_schedule
 from tokenpool.runs.train import CHECKPOINT, Tell, fit, seconds_spent
 from tokenpool.runs.traindata import open_train
-from tokenpool.runs.weights import fingerprint, load_into, shipped_weights
+from tokenpool.runs.weights import fingerprint, load_into, load_model, shipped_weights
 from tokenpool.search import SoftMaskViT
 from tokenpool.vit import PooledViT, macs
 
@@ -48,6 +48,18 @@ def build_base(preset: Preset, job: Job) -> nn.Module:
     torch.manual_seed(job.seed)
     vit = timm.create_model(name, **options, drop_path_rate=recipe.drop_path)
     return normalise_qk(vit, job.qk, job.alpha == "learned") if job.qk else vit
+
+
+def open_model(name: str, checkpoint: Path | None = None, pretrained: bool = False,
+               results: Path = Path("results")) -> nn.Module:
+    """`load_model`, and by "PRESET/MODEL" the base model of a preset, with the weights that ship or were trained."""
+    preset_name, slash, model = name.partition("/")
+    if not slash or preset_name not in PRESETS:
+        return load_model(name, checkpoint, pretrained)
+    preset, job = load_preset(preset_name), Job(preset_name, "base", model)
+    vit = build_base(preset, job)
+    load_into(vit, name, checkpoint or base_weights(preset, job, results))
+    return vit.eval()
 
 
 def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -125,7 +125,16 @@ class Timing:
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
-R = TypeVar("R", Row, Timing)
+
+
+class Keyed(Protocol):
+    """A row of any kind: a dataclass with a key."""
+
+    @property
+    def key(self) -> str: ...
+
+
+R = TypeVar("R", bound=Keyed)
 
 
 def columns_of(kind: type) -> tuple[str, ...]:
@@ -197,10 +206,11 @@ def _parse(kind: type[R], line: list[str], columns: tuple[str, ...]) -> R:
         raise ValueError(f"{len(line)} values where {len(columns)} belong")
     read: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float,
                                              "bool": lambda v: {"True": True, "False": False}[v]}
-    return kind(**{f.name: read[str(f.type)](v) for f, v in zip(fields(kind), line, strict=False)})
+    types: tuple[Any, ...] = fields(kind)                # type: ignore[arg-type]    # a Keyed is a dataclass
+    return kind(**{f.name: read[str(f.type)](v) for f, v in zip(types, line, strict=False)})
 
 
-def frame(rows: Sequence[Row | Timing], kind: type = Row) -> pd.DataFrame:
+def frame(rows: Sequence[Keyed], kind: type = Row) -> pd.DataFrame:
     return pd.DataFrame([vars(row) for row in rows], columns=list(columns_of(kind)))
 
 
