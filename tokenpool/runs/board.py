@@ -24,8 +24,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from tokenpool.runs import figures
+from tokenpool.runs import contest_page, figures
 from tokenpool.runs.claims import Table, claims
+from tokenpool.runs.contest import Entry, contests
 from tokenpool.runs.files import replace_file
 from tokenpool.runs.recipe import PRESETS, Job, load_preset
 from tokenpool.runs.report import PAGE, plot, verdict_mark
@@ -35,10 +36,11 @@ from tokenpool.runs.verdicts import Verdict
 
 @dataclass(frozen=True)
 class Evidence:
-    """Rows of trained and untouched systems, and the card of every run by (preset, run)."""
+    """Rows of trained and untouched systems, the card of every run by (preset, run), and contests of the peers."""
 
     rows: pd.DataFrame
     cards: Mapping[tuple[str, str], dict[str, Any]]
+    contests: tuple[list[Entry], ...] = ()          # `reproduce --peers`: one list for a model, its pictures and a device
 
     @property
     def presets(self) -> list[str]:
@@ -51,12 +53,18 @@ def read(sources: Iterable[Path]) -> Evidence:
     """Rows and cards from CSV files and from folders of runs. The same row met twice counts once, the newer one."""
     rows: dict[tuple[str, str, str, str], Any] = {}
     cards: dict[tuple[str, str], dict[str, Any]] = {}
+    entries: dict[str, Entry] = {}
     for source in sources:
         if not source.exists():
             raise FileNotFoundError(f"No rows at {source}. Give a CSV file or a folder of runs.")
-        files = [source] if source.is_file() else sorted({*source.glob("**/rows.csv"), *source.glob("*.csv")})
+        files = [source] if source.is_file() else sorted({*source.glob("**/rows.csv"), *source.glob("**/peers.csv"),
+                                                            *source.glob("*.csv")})
         for file in files:
             if file.name == "metrics.csv":
+                continue
+            if file.name.endswith("peers.csv"):
+                entries |= {e.key: e for e in Results(file, Entry).rows
+                            if e.key not in entries or entries[e.key].date <= e.date}
                 continue
             for row in Results(file).rows:
                 key = row.preset, row.run, row.stage, row.key
@@ -73,7 +81,7 @@ def read(sources: Iterable[Path]) -> Evidence:
     if not rows:
         raise ValueError(f"No rows of trained systems in {', '.join(map(str, sources)) or 'nothing'}. "
                          "Run `tokenpool protocol` first.")
-    return Evidence(frame(list(rows.values())), cards)
+    return Evidence(frame(list(rows.values())), cards, contests(entries.values()))
 
 
 def collect(evidence: Evidence, folder: Path) -> list[Path]:
@@ -88,6 +96,13 @@ def collect(evidence: Evidence, folder: Path) -> list[Path]:
         cards = [evidence.cards[key] for key in sorted(evidence.cards) if key[0] == preset]
         with replace_file(folder / f"{preset}-runs.cards.json") as temporary:
             temporary.write_text("[\n" + ",\n".join(json.dumps(c) for c in cards) + "\n]\n")
+        written.append(path)
+    for entries in evidence.contests:
+        path = folder / f"{entries[0].model.replace('/', '-')}-peers.csv"
+        with replace_file(path) as temporary:
+            kept = Results(temporary, Entry)
+            for entry in entries:
+                kept.add(entry)
         written.append(path)
     return written
 
@@ -287,7 +302,7 @@ def write_page(path: Path, evidence: Evidence) -> list[Verdict]:
         parts.append(_section(panel, evidence, said))
         if panel.figure == "6":
             parts.append(_public_weights())
-    parts += [_left(evidence), _numbers(evidence)]
+    parts += [_peers(evidence), _left(evidence), _numbers(evidence)]
     page = PAGE.replace("{{title}}", "Token pooling: the results board").replace("{{plotly}}", get_plotlyjs())
     body = "\n".join(parts) + _CARD_HTML + f"<script>const CARDS={_cards(evidence)};{_CARD_JS}</script>"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -355,6 +370,17 @@ def _section(panel: Panel, evidence: Evidence, said: dict[str, list[Verdict]]) -
         parts.append(f"<p class=small>Nothing was run for this figure. List its runs: <code>tokenpool plan "
                      f"{panel.figure} --preset imagenet50</code>.</p>")
     return "".join(parts)
+
+
+def _peers(evidence: Evidence) -> str:
+    """ToMe, ATC, EViT and the others beside ours; nothing is finetuned here."""
+    head = ("<h2 id=peers>Beyond the paper: the peers, without finetuning</h2><p>What one would plug in instead, each with "
+            "the options it was published with, at equal multiply-adds and at equal time on one machine.</p>")
+    if not evidence.contests:
+        return head + "<p class=small>Nothing was measured. Type <code>tokenpool reproduce --peers</code>.</p>"
+    return head + "".join(
+        f"<h3>{html.escape(_NAMES.get(e[0].model.split('/')[0].removesuffix('_vit'), e[0].model))}</h3>"
+        + contest_page.section(e, f"peers-{i}") for i, e in enumerate(evidence.contests))
 
 
 def _public_weights() -> str:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class Entry:
     fitted_on: int                # pictures without labels
     model: str
     weights: str
-    data: str
+    data: str                     # of a folder its last name
     device: str
     clock: str                    # "cpu": time that one thread worked; "wall"
     tokenpool: str
@@ -146,7 +147,7 @@ def chosen(methods: Sequence[str] | None, contenders: Sequence[Contender] = CONT
 
 def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, results: Results[Entry],
             budgets: Sequence[float] = BUDGETS, contenders: Sequence[Contender] = CONTENDERS, device: str = "cpu",
-            rounds: int = _ROUNDS, batch_size: int = 50, tell: Callable[[str, int, int], None] | None = None,
+            rounds: int = _ROUNDS, batch_size: int = 100, tell: Callable[[str, int, int], None] | None = None,
             watch: Stopwatch | None = None) -> list[Entry]:
     """Every contender at every budget in both senses; what `results` holds already is not measured again.
 
@@ -161,7 +162,7 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, 
     batches = read_once(pictures, device)
     lane = _Lane(model, few.to(device), next(iter(batches))[0][:batch_size].to(device), watch, rounds)
     origin = provenance()
-    about = dict(model=model_name, weights=fingerprint(model), data=pictures.name, pictures=pictures.count,
+    about = dict(model=model_name, weights=fingerprint(model), data=Path(pictures.name).name, pictures=pictures.count,
                  device=device_name(device), clock="cpu" if lane.cpu else "wall", tokenpool=origin["tokenpool"])
     rows = {row.key: row for row in results.rows}
     wanted = [(fair, budget, contender, key_of(**about, fair=fair, budget=budget, name=contender.name,
@@ -194,6 +195,14 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, 
     if tell:
         tell("done", len(budgets) * len(FAIR), len(budgets) * len(FAIR))
     return [rows[key] for *_, key in wanted if key in rows]
+
+
+def contests(entries: Iterable[Entry]) -> tuple[list[Entry], ...]:
+    """Entries that may stand side by side: of one model, its pictures and one device. Photographs first."""
+    found: dict[tuple[object, ...], list[Entry]] = {}
+    for e in entries:
+        found.setdefault((e.model, e.weights, e.data, e.pictures, e.device, e.clock, e.batch_size), []).append(e)
+    return tuple(found[place] for place in sorted(found, key=lambda place: (place[2] == "pebbles", str(place))))
 
 
 Times = tuple[float, float, float, int]           # lower quartile, median, upper quartile, rounds
@@ -286,8 +295,9 @@ def read_off(times: Mapping[float, float], share: float) -> float | None:
     falling = np.minimum.accumulate([1.0, *(times[s] for s in savings[1:])])
     if share < falling[-1]:
         return None
-    # numpy wants rising times; of equal ones the smallest saving
-    return round(float(np.interp(-share, -falling, savings)), 4)
+    i = int((falling <= share).argmax())                     # the first that is as short; the one before is longer
+    part = (falling[i - 1] - share) / (falling[i - 1] - falling[i])
+    return round(float(savings[i - 1] + part * (savings[i] - savings[i - 1])), 4)
 
 
 @contextmanager
