@@ -147,7 +147,7 @@ def test_the_best_answer_is_each_groups_majority():
 def test_what_is_measured_is_checked():
     wanted = dense.settings(seeds=2)
     assert wanted[0] == Setting("plain", "", False, 0.0, 0)
-    assert len(wanted) == len(set(wanted)) == 1 + 3 * 2 * (2 + 1 + 1 + 2 + 2)
+    assert len(wanted) == len(set(wanted)) == 1 + 3 * (2 * (2 + 1 + 1 + 2 + 2) + len(dense.PEERS))
     with pytest.raises(ValueError, match="Did you mean 'top_k'"):
         dense.settings(["top_kk"])
     with pytest.raises(ValueError, match=r"A budget of 1.5 is not a share"):
@@ -158,8 +158,16 @@ def test_what_is_measured_is_checked():
         dense.Data.make(5, 0)
 
 
+def test_peers_are_built_as_their_authors_have_them():
+    (way,) = dense.settings(["ToMe"], [0.42])[1:]
+    pooled = dense.build(timm.create_model("pebbles_vit"), way)
+    assert (pooled.pooling.method, pooled.metric, pooled.position) == ("tome", "keys", "before_mlp")
+    assert pooled.carry_counts
+    assert way.counts
+
+
 SMALL = ["dense", "--pictures", "60", "--train-pictures", "40", "--seeds", "2", "--budget", "0.42", "--method",
-         "random", "top_k", "k_medoids"]
+         "random", "top_k", "k_medoids", "ToMe"]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +179,7 @@ def run(tmp_path_factory):
 
 def test_the_command_measures(run):
     _, rows = run
-    assert len(rows) == 2 * len(dense.settings(["random", "top_k", "k_medoids"], [0.42], 2))
+    assert len(rows) == 2 * len(dense.settings(["random", "top_k", "k_medoids", "ToMe"], [0.42], 2))
     assert rows["key"].is_unique
     assert set(rows["probe"]) == {"plain", "own"}
     pooled = rows[rows.method != "plain"]

@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     maps = commands.add_parser("dense", help="what lies where, from pooled tokens: mean IoU against computations",
                                description="Put pooled tokens back on the grid and segment pebbles with a linear "
                                            "probe; table, CSV and page.")
-    maps.add_argument("--method", nargs="+", metavar="NAME", help="default: chance, a score, the grid, K-Medoids")
+    maps.add_argument("--method", nargs="+", metavar="NAME",
+                      help="default: chance, a score, the grid, K-Medoids; and tokenpool, ToMe, ATC, EViT")
     maps.add_argument("--budget", nargs="+", type=float, metavar="SHARE",
                       help="shares of the computations to save; default: 0.2 0.42 0.6")
     maps.add_argument("--truth", default="regions", metavar="KIND",

@@ -22,13 +22,6 @@ from tokenpool.runs.results import unpack
 
 _STORIES = {c.label: c.story for c in CONTENDERS}
 _RIVALS = tuple(c.label for c in CONTENDERS if c.published)
-_LOOKS = {"tokenpool": ("#0072B2", "circle"), "ToMe": ("#D55E00", "square"), "ToMe on tokens": ("#D55E00", "square-open"),
-          "ATC": ("#AA4499", "diamond"), "ATC on tokens": ("#AA4499", "diamond-open"), "PiToMe": ("#007A5E", "star"),
-          "K-Medoids": ("#0072B2", "circle-open"), "WK-Medoids": ("#007A5E", "triangle-up"),
-          "WK-Means": ("#007A5E", "triangle-up-open"), "DPC-KNN": ("#000000", "cross"), "EViT": ("#000000", "triangle-down"),
-          "ATS": ("#555555", "triangle-down-open"), "top-K (PoWER-BERT)": ("#555555", "x"),
-          "top-K, class token": ("#555555", "x-open"), "grid average": ("#888888", "hexagon-open"),
-          "random": ("#888888", "hexagon")}
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,7 @@ def curves(entries: Sequence[Entry], column: str = "top1") -> go.Figure:
     for number, fair in enumerate(FAIR, 1):
         for name in labels(entries):
             mine = sorted((e for e in entries if e.fair == fair and e.label == name), key=lambda e: e.budget)
-            colour, symbol = _LOOKS.get(mine[0].name if mine else name, ("#000000", "circle"))
+            colour, symbol = figures.PEER_LOOKS.get(mine[0].name if mine else name, ("#000000", "circle"))
             first = number == 1
             half = [50 * (e.top1_high - e.top1_low) for e in mine] if column == "top1" else None
             chart.add_trace(go.Scatter(

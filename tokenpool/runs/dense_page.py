@@ -112,7 +112,7 @@ def trade_off(rows: pd.DataFrame, probe: str, title: str) -> go.Figure:
     for method, start, counts in shown(rows):
         mine = points[(points["method"] == method) & (points["start"] == start) & (points["counts"] == counts)]
         mine = mine.sort_values("share")
-        colour, symbol, _ = figures.LOOKS.get(method, ("#000000", "circle", "solid"))
+        colour, symbol, *_ = figures.LOOKS.get(method) or figures.PEER_LOOKS.get(method) or ("#000000", "circle")
         figure.add_trace(go.Scatter(
             x=(100 * mine["share"]).round(2).tolist(), y=(100 * mine["miou"]).round(2).tolist(),
             name=label(method, start, counts), mode="lines+markers",

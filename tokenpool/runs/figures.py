@@ -18,6 +18,16 @@ LOOKS = {
     "k_means": ("#0072B2", "circle-open", "dash"), "wk_means": ("#0072B2", "circle", "solid"),
     "k_medoids": ("#007A5E", "triangle-up-open", "dash"), "wk_medoids": ("#007A5E", "triangle-up", "solid"),
 }
+#: of the contest's names; what is ours is blue
+PEER_LOOKS = {
+    "tokenpool": ("#0072B2", "circle"), "K-Medoids": ("#0072B2", "circle-open"), "ToMe": ("#D55E00", "square"),
+    "ToMe on tokens": ("#D55E00", "square-open"), "ATC": ("#AA4499", "diamond"),
+    "ATC on tokens": ("#AA4499", "diamond-open"), "PiToMe": ("#007A5E", "star"),
+    "WK-Medoids": ("#007A5E", "triangle-up"), "WK-Means": ("#007A5E", "triangle-up-open"),
+    "DPC-KNN": ("#000000", "cross"), "EViT": ("#000000", "triangle-down"), "ATS": ("#555555", "triangle-down-open"),
+    "top-K (PoWER-BERT)": ("#555555", "x"), "top-K, class token": ("#555555", "x-open"),
+    "grid average": ("#888888", "hexagon-open"), "random": ("#888888", "hexagon"),
+}
 START_LOOKS = {
     "top_k": ("#D55E00", "square", "solid"), "random": ("#000000", "x", "dot"),
     "farthest_first": ("#007A5E", "triangle-up", "solid"), "k_means_plus_plus": ("#0072B2", "circle", "dash"),

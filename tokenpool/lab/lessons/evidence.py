@@ -22,9 +22,10 @@ import tokenpool as tp
 from tokenpool.lab.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.explorer import Choice, Explorer
 from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
-from tokenpool.lab.lessons.finetuning import PEBBLES, PHOTOGRAPHS, recorded, table_of, untouched_rows
+from tokenpool.lab.lessons.finetuning import NAMES, PEBBLES, PHOTOGRAPHS, recorded, table_of, untouched_rows
 from tokenpool.lab.predictions import Prediction
 from tokenpool.methods import one_of
+from tokenpool.runs import contest, contest_page
 from tokenpool.runs.claims import UNDECIDED, claims, gap
 from tokenpool.runs.results import unpack
 from tokenpool.runs.verdicts import FAILS, HOLDS, UNTESTED, Verdict, verdicts
@@ -167,6 +168,65 @@ def false_alarms(among: int, trials: int = 20_000, seed: int = 0) -> dict[str, f
     shared = (draw.standard_normal((trials, 1)) - draw.standard_normal((trials, among))) / math.sqrt(2)
     return {"alone": float((alone < -1.96).any(1).mean()), "shared": float((shared < -1.96).any(1).mean()),
             "widened": float((shared < -NormalDist().inv_cdf(1 - 0.025 / among)).any(1).mean())}
+
+
+# ---- our own recommendation ----
+
+def contest_of(preset: str) -> list[contest.Entry]:
+    """The recorded contest (`tokenpool reproduce --peers`) on a preset's pictures."""
+    return next(entries for entries in recorded().contests if entries[0].model.startswith(preset))
+
+
+def rivals() -> tuple[str, ...]:
+    """Who met our recommendation, by the names that `check_recommendation` takes."""
+    return tuple(dict.fromkeys(e.label for e in contest_of(PHOTOGRAPHS) if e.label != contest.OURS.label))
+
+
+def check_recommendation(rival: str, fair: str = "time") -> pd.DataFrame:
+    """Ours minus the rival's top-1 at every budget that both reached, on both sets of pictures, in points.
+
+    Columns: pictures, budget, ours, theirs (%), gap, half (95 %, picture by picture, widened for the number of budgets
+    and sets), verdict.
+    """
+    one_of("rival", rival, rivals(), "See toys.rivals().")
+    one_of("fair", fair, contest.FAIR, "Cost can be equal in multiply-adds or in measured time.")
+    pairs = []
+    for preset in (PHOTOGRAPHS, PEBBLES):
+        place = contest_page.by_place(contest_of(preset))
+        for budget in sorted({b for _, _, b in place}):
+            ours, theirs = (place.get((name, fair, budget)) for name in (contest.OURS.label, rival))
+            if ours is not None and theirs is not None:
+                pairs.append((NAMES[preset], budget, ours, theirs))
+    wider = NormalDist().inv_cdf(1 - 0.025 / len(pairs)) / 1.96
+    rows = []
+    for name, budget, ours, theirs in pairs:
+        counts = four_counts(*(unpack(e.right, e.pictures) for e in (ours, theirs)))
+        found, half = 100 * (ours.top1 - theirs.top1), 100 * wider * paired_half(counts)
+        word = HOLDS if found > half else FAILS if found < -half else UNDECIDED
+        rows.append((name, f"-{budget:.0%}", 100 * ours.top1, 100 * theirs.top1, found, half, word))
+    return pd.DataFrame(rows, columns=["pictures", "budget", "ours", "theirs", "gap", "half", "verdict"])
+
+
+def say_recommendation(checked: pd.DataFrame, rival: str, fair: str) -> str:
+    """The finding in a sentence: at how many budgets ours is above, below, neither."""
+    said = [f"{name}: above at {(part['verdict'] == HOLDS).sum()}, below at {(part['verdict'] == FAILS).sum()}, "
+            f"undecided at {(part['verdict'] == UNDECIDED).sum()} of {len(part)} budgets"
+            for name, part in checked.groupby("pictures", sort=False)]
+    return f"Ours minus {rival} at {contest.FAIR[fair]}. {'; '.join(said)}. Each model is one small net, not finetuned."
+
+
+def recommendation_figure(checked: pd.DataFrame, rival: str) -> go.Figure:
+    fig = go.Figure()
+    for name, colour, symbol in ((NAMES[PHOTOGRAPHS], BLUE, "circle"), (NAMES[PEBBLES], ORANGE, "square")):
+        part = checked[checked["pictures"] == name]
+        fig.add_scatter(x=part["gap"].round(1).tolist(), y=[f"{b} " for b in part["budget"]], mode="markers", name=name,
+                        marker=dict(color=colour, symbol=symbol, size=10),
+                        error_x=dict(type="data", array=part["half"].round(1).tolist(), thickness=1.5))
+    fig.add_vline(x=0, line=dict(color=INK, width=1))
+    fig.update_xaxes(title=f"our recommendation is above {rival} by, points of top-1")
+    fig.update_yaxes(title="saved", autorange="reversed")
+    return fig.update_layout(title="Would you sign what we recommend?", height=400, scattermode="group",
+                             legend=dict(orientation="h", y=-0.24))
 
 
 def seeds_needed(noise: float, effect: float) -> int:
