@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
 from tokenpool.cli import main
-from tokenpool.runs import contest, contest_page
+from tokenpool.runs import contenders, contest, contest_page
 from tokenpool.runs.bench import Stopwatch
-from tokenpool.runs.contest import CONTENDERS, OURS, Contender, Entry, measure, read_off
+from tokenpool.runs.contenders import CONTENDERS, OURS, Contender
+from tokenpool.runs.contest import Entry, measure, read_off
 from tokenpool.runs.datasets import open_data, open_unlabelled
 from tokenpool.runs.results import Results, pack, unpack, wilson
 from tokenpool.runs.weights import load_model
@@ -124,11 +125,11 @@ def test_who_takes_part():
     assert len({c.label for c in CONTENDERS}) == len(CONTENDERS)
     assert {c.options["method"] for c in CONTENDERS} >= {"ward", "tome", "pitome", "agglomerative", "dpc_knn", "evit",
                                                          "ats", "top_k_class", "top_k", "wk_medoids", "random"}
-    names = [c.label for c in contest.chosen(["ToMe", "evit"])]
+    names = [c.label for c in contenders.chosen(["ToMe", "evit"])]
     assert names == [OURS.label, "ToMe", "ToMe, fitted K", "ToMe on tokens", "ToMe on tokens, fitted K", "EViT"]
-    assert contest.chosen(["importance"])[-1].options == dict(method="importance")
+    assert contenders.chosen(["importance"])[-1].options == dict(method="importance")
     with pytest.raises(ValueError, match="Did you mean 'tome'"):
-        contest.chosen(["tom"])
+        contenders.chosen(["tom"])
 
 
 # ---- what is told ----

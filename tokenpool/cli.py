@@ -186,7 +186,8 @@ def _bench_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--train", action="store_true", help="training steps of all models; default: of the first")
     one.add_argument("--model", nargs="+", default=list(Options.models), metavar="NAME",
                      help=f"timm ViTs, with random weights; default: {' '.join(Options.models)}")
-    one.add_argument("--method", nargs="+", default=[], metavar="NAME", help="only these methods")
+    one.add_argument("--method", nargs="+", default=[], metavar="NAME",
+                     help="only these methods, or contenders of reproduce --peers, such as tokenpool")
     one.add_argument("--saving", nargs="+", type=float, default=[], metavar="SHARE",
                      help="of the computations; default: 0.42, and for a curve 0.2 and 0.6")
     one.add_argument("--batch", nargs="+", type=int, metavar="N",
@@ -461,21 +462,21 @@ def _to_measure(args: argparse.Namespace) -> tuple:
 
 
 def _peers(args: argparse.Namespace) -> None:
-    from tokenpool.runs import contest, contest_page
+    from tokenpool.runs import contenders, contest, contest_page
     from tokenpool.runs.datasets import open_unlabelled
     from tokenpool.runs.results import Results
     if args.figure:
         raise ValueError("--peers is a comparison of its own. Leave out --figure, or leave out --peers.")
-    contenders, budgets = contest.chosen(args.method), args.budget or contest.BUDGETS
+    chosen, budgets = contenders.chosen(args.method), args.budget or contest.BUDGETS
     _check_device(args.device)
     results = Results(args.out / "peers.csv", contest.Entry)
     model, pictures = _to_measure(args)
     few, where = open_unlabelled(args.data, model, args.split, download=args.download)
-    print(f"{args.model} on {pictures.count} pictures of {args.data}; {len(contenders)} contenders, {len(budgets)} "
+    print(f"{args.model} on {pictures.count} pictures of {args.data}; {len(chosen)} contenders, {len(budgets)} "
           f"budgets, twice; fitted K from {len(few)} pictures of {where}")
     with _progress() as bar:
         task = bar.add_task("", total=2 * len(budgets))
-        entries = contest.measure(model, args.model, pictures, few, results, budgets, contenders, args.device,
+        entries = contest.measure(model, args.model, pictures, few, results, budgets, chosen, args.device,
                                   tell=lambda what, done, total: bar.update(task, completed=done, description=what))
     page = args.out / "peers.html"
     contest_page.write_page(page, entries)
@@ -487,7 +488,7 @@ def _print_peers(entries) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tokenpool.runs import contest, contest_page
+    from tokenpool.runs import contenders, contest, contest_page
     shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("contender", no_wrap=True)
     for budget in sorted({e.budget for e in entries}):
@@ -498,7 +499,7 @@ def _print_peers(entries) -> None:
             shown.add_row(*line)
         shown.add_row("")
     print(f"\nTop-1 in % without finetuning, with half of its 95 % interval. On the same pictures: ↓ below, ↑ above\n"
-          f"{contest.OURS.label}, beyond the pairs' 95 % interval; no mark: not to be told apart; -: cannot be met.\n")
+          f"{contenders.OURS.label}, beyond the pairs' 95 % interval; no mark: no telling apart; -: cannot be met.\n")
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(shown)
     _print_sentences(contest_page.told(entries))
 

@@ -25,6 +25,7 @@ import torch
 from tokenpool import kernels
 from tokenpool.methods import METHODS, one_of
 from tokenpool.runs import memory
+from tokenpool.runs.contenders import NAMED
 from tokenpool.runs.evaluate import device_name
 from tokenpool.runs.files import replace_file
 from tokenpool.runs.results import Results, Timing, key_of, provenance
@@ -58,7 +59,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for method in self.methods:
-            one_of("method", method, METHODS, "See tokenpool.method_names().")
+            one_of("method", method, (*METHODS, *NAMED), "See tokenpool.method_names() and tokenpool.runs.contenders.")
         for dtype in self.dtypes:
             one_of("dtype", dtype, DTYPES, "")
         if self.kernel:

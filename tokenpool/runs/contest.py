@@ -6,10 +6,10 @@
 counted in. **Equal measured time**: every contender gets the schedule that takes the same share of the plain model's
 time on this machine. A method may be cheap on paper and slow, or the reverse; whoever wins both ways has won.
 
-A contender is a method with the options its authors published it with, and ours; `CONTENDERS` is the table. To find
-equal time, each is timed in turns with the plain model at a few savings, and the saving that takes the wanted time is
-read off between them. All schedules of a budget are then timed once more in one round-robin: that time is the entry's.
-On a CPU it is the time one thread works, which other programs change little; elsewhere it is the time one waits.
+A contender is a method with the options its authors published it with, or ours (contenders.py). To find equal time, each
+is timed in turns with the plain model at a few savings, and the saving that takes the wanted time is read off between
+them. All schedules of a budget are then timed once more in one round-robin: that time is the entry's. On a CPU it is the
+time one thread works, which other programs change little; elsewhere it is the time one waits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,62 +25,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenpool.methods import METHODS, one_of
 from tokenpool.runs.bench import Item, Stopwatch, in_turns, quartiles, waiter
+from tokenpool.runs.contenders import CONTENDERS, Contender
 from tokenpool.runs.datasets import Pictures
 from tokenpool.runs.evaluate import Batches, check_wanted, device_name, read_once
 from tokenpool.runs.results import Results, key_of, pack, provenance, wilson
 from tokenpool.runs.weights import fingerprint
-from tokenpool.vit import OFF_THE_SHELF, PooledViT, macs
+from tokenpool.vit import PooledViT, macs
 
 BUDGETS = (0.3, 0.42, 0.5, 0.6, 0.7, 0.8)
 FAIR = {"macs": "equal multiply-adds", "time": "equal measured time"}
 _TIMED_AT = (0.15, 0.3, 0.42, 0.5, 0.6, 0.7, 0.8, 0.88)        # savings between which equal time is read off
 _ROUNDS = 5
 _MISSED = 0.03                # of the wanted time: a contender farther off is given another saving, once
-
-
-@dataclass(frozen=True)
-class Contender:
-    name: str
-    options: dict[str, Any] = field(hash=False)     # of PooledViT
-    fitted: bool = False                            # K per block by fit_schedule; else geometric
-    story: str = ""                                 # whose it is
-    published: bool = True                          # as its authors have it; False: with a part of ours
-
-    @property
-    def label(self) -> str:
-        return self.name + (", fitted K" if self.fitted else "")
-
-
-_INSIDE: dict[str, Any] = dict(position="before_mlp")
-_COUNTS: dict[str, Any] = _INSIDE | dict(carry_counts=True)
-_KEYS: dict[str, Any] = _COUNTS | dict(metric="keys")
-OURS = Contender("tokenpool", OFF_THE_SHELF, True, "OFF_THE_SHELF: Ward's clustering of directions", False)
-
-#: who takes part. Options are those of the papers or their code (docs/choices.md has the marks)
-CONTENDERS = (
-    OURS,
-    Contender("tokenpool", OFF_THE_SHELF, False, "the same, K geometric", False),
-    Contender("K-Medoids", OFF_THE_SHELF | dict(method="k_medoids", init="farthest_first"), True, "our options", False),
-    Contender("WK-Medoids", dict(method="wk_medoids"), story="Token Pooling: top-K start"),
-    Contender("WK-Means", dict(method="wk_means"), story="Token Pooling: top-K start"),
-    Contender("ToMe", dict(method="tome", **_KEYS), story="bipartite matching of keys"),
-    Contender("ToMe", dict(method="tome", **_KEYS), True, "the same, K as ours", False),
-    Contender("ToMe on tokens", dict(method="tome", **_COUNTS), False, "our metric", False),
-    Contender("ToMe on tokens", dict(method="tome", **_COUNTS), True, "our metric and K", False),
-    Contender("PiToMe", dict(method="pitome", **_KEYS), story="energy-ordered matching of keys"),
-    Contender("ATC", dict(method="agglomerative", **_KEYS), story="agglomerative, keys, average linkage"),
-    Contender("ATC", dict(method="agglomerative", **_KEYS), True, "the same, K as ours", False),
-    Contender("ATC on tokens", dict(method="agglomerative", **_COUNTS), True, "our metric and K", False),
-    Contender("DPC-KNN", dict(method="dpc_knn"), story="TCFormer's density peaks"),
-    Contender("EViT", dict(method="evit", **_INSIDE), story="class token's attention, the rest fused"),
-    Contender("ATS", dict(method="ats", **_INSIDE), story="sampling by the class token's attention"),
-    Contender("top-K, class token", dict(method="top_k_class", **_INSIDE), story="class token's attention"),
-    Contender("top-K (PoWER-BERT)", dict(method="top_k", **_INSIDE), story="attention received"),
-    Contender("grid average", dict(method="grid_average"), story="no look at the tokens"),
-    Contender("random", dict(method="random"), story="no look at anything"),
-)
 
 
 @dataclass(frozen=True)
@@ -128,21 +85,6 @@ class Entry:
     @property
     def label(self) -> str:
         return Contender(self.name, {}, self.fitted).label
-
-
-def chosen(methods: Sequence[str] | None, contenders: Sequence[Contender] = CONTENDERS) -> tuple[Contender, ...]:
-    """Ours, and those whose method or own name is asked for. A method that none of them uses enters as it is."""
-    if not methods:
-        return tuple(contenders)
-    names = {c.name.lower() for c in contenders}
-    for name in methods:
-        if name.lower() not in names:
-            one_of("method", name, METHODS, f"Or a contender: {', '.join(dict.fromkeys(c.name for c in contenders))}.")
-    asked = {name.lower() for name in methods}
-    found = [c for c in contenders if c == OURS or {c.name.lower(), c.options["method"]} & asked]
-    known = {c.options["method"] for c in found} | names
-    return (*found, *(Contender(m, dict(method=m), story="PooledViT's defaults") for m in methods
-                      if m.lower() not in known))
 
 
 def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, results: Results[Entry],

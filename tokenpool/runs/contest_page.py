@@ -15,7 +15,8 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from tokenpool.runs import figures
-from tokenpool.runs.contest import CONTENDERS, FAIR, OURS, Entry
+from tokenpool.runs.contenders import CONTENDERS, OURS
+from tokenpool.runs.contest import FAIR, Entry
 from tokenpool.runs.files import replace_file
 from tokenpool.runs.report import PAGE, plot
 from tokenpool.runs.results import unpack

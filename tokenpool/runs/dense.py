@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from tokenpool.methods import METHODS, METHODS_THAT_DRAW, one_of
 from tokenpool.pool import take
-from tokenpool.runs.contest import CONTENDERS
+from tokenpool.runs.contenders import NAMED
 from tokenpool.runs.datasets import TEST_SEED, scale
 from tokenpool.runs.evaluate import Setting, check_wanted, device_name
 from tokenpool.runs.files import replace_file
@@ -42,8 +42,8 @@ from tokenpool.vit import PooledViT, macs
 #: what a pixel can be -> names of its classes
 TRUTHS = {"regions": REGIONS, "materials": ("ground", *MATERIALS)}
 PROBES = {"plain": "fitted on the plain model", "own": "fitted on the pooled features"}
-#: as their authors have them, and ours, under the names of the contest
-PEERS = {c.name: c.options for c in CONTENDERS if not c.fitted and c.name in ("tokenpool", "ToMe", "ATC", "EViT")}
+#: as their authors have them, and ours
+PEERS = ("tokenpool", "ToMe", "ATC", "EViT")
 COMPARED = ("random", "top_k", "grid_average", "k_medoids", "wk_medoids", *PEERS)
 STARTS = ("top_k", "farthest_first")
 BUDGETS = (0.2, 0.42, 0.6)
@@ -248,7 +248,7 @@ class Row:
 def settings(methods: Sequence[str] = COMPARED, budgets: Sequence[float] = BUDGETS, seeds: int = 3,
              starts: Sequence[str] = STARTS) -> list[Setting]:
     """The plain model, then every method from every start, with counts and without, and every peer, at every budget."""
-    check_wanted([m for m in methods if m not in PEERS], budgets, seeds)
+    check_wanted([m for m in methods if m not in NAMED], budgets, seeds)
     return [Setting("plain", "", False, 0.0, 0)] + [
         Setting(method, start, counts, budget, seed) for budget in budgets for method in methods
         for start, counts in _ways(method, starts) for seed in range(seeds if method in METHODS_THAT_DRAW else 1)]
@@ -256,8 +256,8 @@ def settings(methods: Sequence[str] = COMPARED, budgets: Sequence[float] = BUDGE
 
 def _ways(method: str, starts: Sequence[str]) -> list[tuple[str, bool]]:
     """(start, counts): every start, with counts and without; of a peer its own way."""
-    if method in PEERS:
-        return [("", PEERS[method].get("carry_counts", False))]
+    if method in NAMED:
+        return [("", NAMED[method].get("carry_counts", False))]
     return list(product(starts if METHODS[method].kind == "clustering" else ("",), (False, True)))
 
 
@@ -302,8 +302,8 @@ def measure(model: nn.Module, wanted: Sequence[Setting], data: Data, path: Path 
 def build(model: nn.Module, setting: Setting) -> PooledViT:
     if setting.method == "plain":
         return PooledViT(model).eval()
-    if setting.method in PEERS:
-        return PooledViT(model, saving=setting.saving, **PEERS[setting.method]).eval()
+    if setting.method in NAMED:
+        return PooledViT(model, saving=setting.saving, **NAMED[setting.method]).eval()
     return PooledViT(model, saving=setting.saving, method=setting.method, init=setting.start or None,
                      carry_counts=setting.counts, seed=setting.seed).eval()
 

@@ -22,14 +22,15 @@ from tokenpool import attention as scored
 from tokenpool import cost
 from tokenpool.methods import METHODS, Pooling
 from tokenpool.runs.bench import DTYPES, Built, Group, Item, Options, Run
+from tokenpool.runs.contenders import NAMED
 from tokenpool.runs.weights import load_model
 from tokenpool.select import grid_positions
 from tokenpool.vit import PooledViT, _State, macs, model_shape
 
 CLUSTERINGS = tuple(name for name, method in METHODS.items() if method.kind == "clustering")
-#: whole models: (method, start, carried counts)
+#: whole models: (method or contender, start, carried counts)
 SYSTEMS = (("wk_medoids", "top_k", False), ("wk_medoids", "farthest_first", True), ("wk_means", "top_k", False),
-           ("top_k", "", False), ("random", "", False))
+           ("tokenpool", "", True), ("ToMe", "", True), ("top_k", "", False), ("random", "", False))
 _KEPT = (0.5, 0.75)       # of 196 tokens: 98 and 147, the two the peers were measured at
 
 
@@ -54,6 +55,11 @@ def plan(options: Options) -> list[Group]:
     return groups
 
 
+def _plain(methods: Sequence[str]) -> list[str]:
+    """Methods alone: a contender's way to pool is part of a whole model."""
+    return [m for m in methods if m not in NAMED]
+
+
 def _starts(method: str) -> tuple[str, ...]:
     return ("top_k", "farthest_first") if method in CLUSTERINGS else ("",)
 
@@ -62,7 +68,7 @@ def _operators(model: str, batch: int, dtype: str, options: Options) -> list[Gro
     """Score and every method, of a block's own number of tokens."""
     n = load(model, options.device, dtype).patch_embed.num_patches
     kept = [max(1, round(n * share)) for share in _KEPT[:1 if options.extent == "quick" else None]]
-    items = [Item("score"), *(Item(method, start, kept=k) for k in kept for method in options.methods or METHODS
+    items = [Item("score"), *(Item(method, start, kept=k) for k in kept for method in _plain(options.methods) or METHODS
                               for start in _starts(method))]
     return [_steps("operators", model, batch, dtype, n, items, options)]
 
@@ -105,9 +111,10 @@ def _systems(part: str, options: Options) -> tuple[tuple[str, str, bool], ...]:
     if options.extent == "full" or options.methods:
         methods = options.methods or tuple(METHODS)
         carried = SYSTEMS[1:2] if "wk_medoids" in methods else ()
-        return carried + tuple((method, start, False) for method in methods for start in _starts(method))
+        named = tuple((m, "", NAMED[m].get("carry_counts", False)) for m in options.methods or NAMED if m in NAMED)
+        return carried + named + tuple((m, start, False) for m in _plain(methods) for start in _starts(m))
     short = options.extent == "quick" or part == "training"
-    return SYSTEMS[:2] + SYSTEMS[3:4] if short else SYSTEMS
+    return SYSTEMS[:2] + SYSTEMS[3:4] + SYSTEMS[5:6] if short else SYSTEMS
 
 
 @functools.lru_cache(maxsize=4)
@@ -198,8 +205,8 @@ def _build_whole(group: Group, options: Options) -> Built:
 
     for item in group.items:
         try:
-            pooled = PooledViT(vit, saving=item.saving, method=item.name, init=item.start or None,
-                               carry_counts=item.counts, **options.chosen_kernel)
+            way = NAMED.get(item.name) or dict(method=item.name, init=item.start or None, carry_counts=item.counts)
+            pooled = PooledViT(vit, saving=item.saving, **way, **options.chosen_kernel)
         except ValueError as error:
             if "geometric schedule" not in str(error) and "cannot be reached" not in str(error):
                 raise

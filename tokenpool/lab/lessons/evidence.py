@@ -25,7 +25,7 @@ from tokenpool.lab.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.lessons.finetuning import NAMES, PEBBLES, PHOTOGRAPHS, recorded, table_of, untouched_rows
 from tokenpool.lab.predictions import Prediction
 from tokenpool.methods import one_of
-from tokenpool.runs import contest, contest_page
+from tokenpool.runs import contenders, contest, contest_page
 from tokenpool.runs.claims import UNDECIDED, claims, gap
 from tokenpool.runs.results import unpack
 from tokenpool.runs.verdicts import FAILS, HOLDS, UNTESTED, Verdict, verdicts
@@ -179,7 +179,7 @@ def contest_of(preset: str) -> list[contest.Entry]:
 
 def rivals() -> tuple[str, ...]:
     """Who met our recommendation, by the names that `check_recommendation` takes."""
-    return tuple(dict.fromkeys(e.label for e in contest_of(PHOTOGRAPHS) if e.label != contest.OURS.label))
+    return tuple(dict.fromkeys(e.label for e in contest_of(PHOTOGRAPHS) if e.label != contenders.OURS.label))
 
 
 def check_recommendation(rival: str, fair: str = "time") -> pd.DataFrame:
@@ -194,7 +194,7 @@ def check_recommendation(rival: str, fair: str = "time") -> pd.DataFrame:
     for preset in (PHOTOGRAPHS, PEBBLES):
         place = contest_page.by_place(contest_of(preset))
         for budget in sorted({b for _, _, b in place}):
-            ours, theirs = (place.get((name, fair, budget)) for name in (contest.OURS.label, rival))
+            ours, theirs = (place.get((name, fair, budget)) for name in (contenders.OURS.label, rival))
             if ours is not None and theirs is not None:
                 pairs.append((NAMES[preset], budget, ours, theirs))
     wider = NormalDist().inv_cdf(1 - 0.025 / len(pairs)) / 1.96
