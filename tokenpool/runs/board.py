@@ -219,6 +219,11 @@ PANELS = (
           "masks (S); it shows no comparison that is known.",
           _of(_OURS, Curve("WK-Medoids, learned K", "wk_medoids", ("#0072B2", "circle", "dash"), "top_k", searched=True),
               _TOP_K, Curve("top-K, learned K", "top_k", ("#AA4499", "diamond", "dash"), searched=True))),
+    Panel("peers", "What others do, and ours, finetuned", "None of this is in it. Options are those of the methods' authors; "
+          "tokenpool is OFF_THE_SHELF; K geometric for all.",
+          _of(_PLAIN, _OURS, *(Curve(n, n, (*figures.PEER_LOOKS[n], "solid"), counts=n != "EViT")
+                             for n in ("tokenpool", "ToMe", "ATC", "EViT")),
+              Curve("patch merger", "patch_merger", ("#555555", "x", "dash")))),
 )
 
 
@@ -350,7 +355,7 @@ def _claims(said: dict[str, list[Verdict]]) -> str:
 
 
 def _section(panel: Panel, evidence: Evidence, said: dict[str, list[Verdict]]) -> str:
-    head = f"Fig. {panel.figure}" if panel.figure != "search" else "Step 2"
+    head = {"search": "Step 2", "peers": "Beyond the paper"}.get(panel.figure, f"Fig. {panel.figure}")
     parts = [f"<h2 id=fig{panel.figure}>{head}: {html.escape(panel.title)}</h2>"
              f"<p><b>The paper:</b> {html.escape(panel.says)} {html.escape(panel.note)}</p>"]
     empty = True
@@ -374,7 +379,7 @@ def _section(panel: Panel, evidence: Evidence, said: dict[str, list[Verdict]]) -
 
 def _peers(evidence: Evidence) -> str:
     """ToMe, ATC, EViT and the others beside ours; nothing is finetuned here."""
-    head = ("<h2 id=peers>Beyond the paper: the peers, without finetuning</h2><p>What one would plug in instead, each with "
+    head = ("<h2 id=peers>Beyond the paper: all methods side by side, without finetuning</h2><p>What one would plug in instead, each with "
             "the options it was published with, at equal multiply-adds and at equal time on one machine.</p>")
     if not evidence.contests:
         return head + "<p class=small>Nothing was measured. Type <code>tokenpool reproduce --peers</code>.</p>"

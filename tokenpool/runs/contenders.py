@@ -1,6 +1,6 @@
 """Who stands side by side: every method with the options its authors published it with, and ours.
 
-Their names are taken wherever whole models are compared: `reproduce --peers`, `bench`, `dense`.
+Their names are taken wherever whole models are compared: `reproduce --peers`, `bench`, `dense`, `finetune --system`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ CONTENDERS = (
 
 #: options of PooledViT by name, for those that are more than a method
 NAMED = {c.name: c.options for c in CONTENDERS if not c.fitted and c.name not in METHODS}
+
+#: those that can be trained: their names are part of a run's folder
+TRAINABLE = tuple(name for name in NAMED if " " not in name)
 
 
 def chosen(methods: Sequence[str] | None, contenders: Sequence[Contender] = CONTENDERS) -> tuple[Contender, ...]:

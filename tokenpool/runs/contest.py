@@ -6,10 +6,10 @@
 counted in. **Equal measured time**: every contender gets the schedule that takes the same share of the plain model's
 time on this machine. A method may be cheap on paper and slow, or the reverse; whoever wins both ways has won.
 
-A contender is a method with the options its authors published it with, or ours (contenders.py). To find equal time, each
-is timed in turns with the plain model at a few savings, and the saving that takes the wanted time is read off between
-them. All schedules of a budget are then timed once more in one round-robin: that time is the entry's. On a CPU it is the
-time one thread works, which other programs change little; elsewhere it is the time one waits.
+A contender is a method with the options its authors published it with, or ours (contenders.py). To find equal time,
+each is timed in turns with the plain model at a few savings, and the saving that takes the wanted time is read off
+between them. All schedules of a budget are then timed once more in one round-robin: that time is the entry's. On a CPU
+it is the time one thread works, which other programs change little; elsewhere it is the time one waits.
 """
 
 from __future__ import annotations

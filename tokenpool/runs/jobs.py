@@ -25,7 +25,7 @@ from torch import nn
 
 from tokenpool.attention import normalise_qk
 from tokenpool.baselines import ConvolutionViT, DynamicViT, PatchMergerViT
-from tokenpool.methods import METHODS
+from tokenpool.runs.contenders import NAMED
 from tokenpool.runs.datasets import Pictures, open_data
 from tokenpool.runs.evaluate import device_name, score
 from tokenpool.runs.files import replace_file
@@ -75,8 +75,8 @@ def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:
     if job.system == "patch_merger":
         return PatchMergerViT(vit, saving=job.saving)
     schedule = list(load_schedule(job.schedule, results)) if job.schedule else None
-    return PooledViT(vit, schedule, saving=None if schedule else job.saving, method=job.system,
-                     init=job.start or None, carry_counts=job.counts, seed=job.seed)
+    way = NAMED.get(job.system) or dict(method=job.system, init=job.start or None, carry_counts=job.counts)
+    return PooledViT(vit, schedule, saving=None if schedule else job.saving, seed=job.seed, **way)
 
 
 def base_weights(preset: Preset, job: Job, results: Path) -> Path:
@@ -131,7 +131,7 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
         say = _silent
     if job.step != "search" and main:
         check = open_data(where, vit, preset.val_pictures, preset.val_split)
-        if job.step == "finetune" and job.system in METHODS and max_steps is None:
+        if job.step == "finetune" and job.pools and max_steps is None:
             # DynamicViT's predictors and convolutions are random before training: nothing to measure there
             rows.append(_measure(system.to(target).eval(), job, preset, recipe, check, "untouched", target))
     cost = macs(system)
@@ -200,11 +200,11 @@ def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Pictu
     draws = isinstance(system, PooledViT) and system.draws
     measured = score(system, check, check, job.name, job.seed if draws else None)
     pooling = getattr(system, "pooling", None)
-    pooled = stage != "base" and job.system in METHODS
+    pooled = stage != "base" and job.pools
     return Row(
         key=key_of(job=job.name, preset=preset.name, stage=stage), method=job.system,
         start=job.start or (pooling.start_name() or "" if pooled else ""), output=pooling.output_name if pooled else "",
-        counts=job.counts, saving=job.saving, seed=job.seed,
+        counts=pooled and system.carry_counts, saving=job.saving, seed=job.seed,
         schedule=" ".join(map(str, system.schedule or ())), **measured, batch_size=check.batch_size,
         model=f"{preset.name}/{job.model}", weights=fingerprint(system),
         data=Path(preset.data).name,                # wherever it lies

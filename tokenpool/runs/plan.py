@@ -64,9 +64,11 @@ FIGURES: dict[str, tuple[str, Callable[[Preset, int], list[Job]]]] = {
     "search": ("schedules found by soft masks against geometric ones", _searched),
     "counts": ("farthest-first start and carried counts (not in the paper)",
                lambda p, s: _finetune(p, s, ("wk_medoids", "k_means"), start="farthest_first", counts=True)),
+    "peers": ("what others do, and what we recommend off the shelf (not in the paper)",
+              lambda p, s: _finetune(p, s, ("tokenpool", "ToMe", "ATC", "EViT", "patch_merger"))),
 }
 #: figures that go on from the preset's first base model
-ONE_BASE = ("1b", "3b", "5a", "5b", "6", "8", "search", "counts")
+ONE_BASE = ("1b", "3b", "5a", "5b", "6", "8", "search", "counts", "peers")
 #: figures that need no run of their own, and why
 WITHOUT_RUNS = {
     "7": "public weights, evaluated with: tokenpool reproduce --model deit_small_patch16_224 --pretrained --data ...",

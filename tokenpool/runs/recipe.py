@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tokenpool.methods import METHODS, STARTS, one_of
+from tokenpool.runs.contenders import TRAINABLE
 
 STEPS = ("base", "search", "finetune")
 #: systems beside the methods of tokenpool.method_names(): name -> the sentence a learner reads
@@ -84,7 +85,7 @@ class Job:
     preset: str
     step: str                       # "base", "search" or "finetune"
     model: str                      # a name of the preset's models
-    system: str = "plain"           # a pooling method, or a name of SYSTEMS
+    system: str = "plain"           # a pooling method, or a name of SYSTEMS or of contenders.TRAINABLE
     start: str = ""                 # of a clustering
     counts: bool = False            # carried counts
     saving: float = 0.0             # share of the multiply-adds to save, clustering counted in
@@ -98,14 +99,14 @@ class Job:
 
     def __post_init__(self) -> None:
         one_of("step", self.step, STEPS, "")
-        one_of("system", self.system, (*METHODS, *SYSTEMS), "See tokenpool.method_names().")
+        one_of("system", self.system, (*METHODS, *SYSTEMS, *TRAINABLE), "See tokenpool.method_names().")
         if self.start:
             one_of("start", self.start, STARTS, "See tokenpool.init_names().")
         clustering = self.system in METHODS and METHODS[self.system].kind == "clustering"
         if self.start and not clustering:
             raise ValueError(f"{self.system} does not start anywhere. Leave --start out.")
         if self.counts and self.system not in METHODS:
-            raise ValueError(f"{self.system} carries no counts. Leave --counts out.")
+            raise ValueError(f"{self.system} carries no counts, or has its own options. Leave --counts out.")
         if self.step == "finetune" and self.system != "plain" and bool(self.saving) == bool(self.schedule):
             raise ValueError(f"How many tokens may {self.system} keep? Give --saving 0.42 or --schedule NAME, one of "
                              "the two.")
@@ -118,6 +119,11 @@ class Job:
             one_of("alpha", self.alpha, ("one", "learned"), "")
         if self.step == "search" and self.penalty <= 0:
             raise ValueError(f"--penalty {self.penalty} shortens nothing. Use a number above 0, such as 1e-3.")
+
+    @property
+    def pools(self) -> bool:
+        """Whether the system is a PooledViT that pools: it can be measured untouched."""
+        return self.system in METHODS or self.system in TRAINABLE
 
     @property
     def base(self) -> Job:
