@@ -389,8 +389,8 @@ def _job_options(one: argparse.ArgumentParser, step: str) -> None:
     one.add_argument("--model", metavar="NAME", help="a model of the preset; default: its first")
     if step == "finetune":
         one.add_argument("--system", default="wk_medoids", metavar="NAME",
-                         help="a pooling method, plain, convolution, dynamic_vit, patch_merger; tokenpool, ToMe, ATC, ... "
-                              "with their own options; default: wk_medoids")
+                         help="a pooling method, plain, convolution, dynamic_vit, patch_merger; tokenpool, ToMe, ATC "
+                              "and others with their own options; default: wk_medoids")
         one.add_argument("--start", default="", metavar="NAME", help="of a clustering; default: top_k (Algorithm 1)")
         one.add_argument("--counts", action="store_true", help="carry counts into later attention (not in the paper)")
         one.add_argument("--saving", type=float, default=0.0, metavar="SHARE", help="of the computations, such as 0.42")
