@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from tokenpool.cli import main
-from tokenpool.runs import board, claims, results, verdicts
+from tokenpool.runs import board, claims, contest, contest_page, results, verdicts
+from tokenpool.runs.contenders import CONTENDERS
+from tokenpool.runs.contest import Entry
 from tokenpool.runs.plan import FIGURES
 from tokenpool.runs.results import Results, Row, pack
 
@@ -191,9 +193,35 @@ def test_shipped_evidence_has_cards_and_no_paths_of_a_machine():
     for r in evidence.rows.itertuples():
         assert (r.preset, r.run) in evidence.cards, r.run
         assert results.unpack(r.right, r.pictures).mean() == pytest.approx(r.top1)
-    text = json.dumps(list(evidence.cards.values())) + evidence.rows.drop(columns="right").to_csv()
+    contests = results.frame([e for entries in evidence.contests for e in entries], Entry)
+    text = json.dumps(list(evidence.cards.values())) + evidence.rows.drop(columns="right").to_csv() \
+        + contests.drop(columns="right").to_csv()
     assert not re.search(r"""["', ]/\w+/""", text)                       # an absolute path
     assert "dirty" not in text
+
+
+def test_shipped_contests_are_complete_and_come_back_the_same(tmp_path):
+    """Two sets of pictures, photographs first; every contender, both senses, as the command would measure them."""
+    evidence = board.read([ROOT / "data" / "runs"])
+    assert [(entries[0].model, entries[0].pictures) for entries in evidence.contests] == [("imagenet50_cpu/ti", 2500),
+                                                                                        ("pebbles_vit", 600)]
+    for entries in evidence.contests:
+        place = contest_page.by_place(entries)
+        assert len(place) == len(entries)
+        assert len({(e.weights, e.device, e.commit, e.batch_size) for e in entries}) == 1
+        for c in CONTENDERS:
+            for fair in contest.FAIR:
+                assert (c.label, fair, 0.42) in place
+        for e in entries:
+            assert results.unpack(e.right, e.pictures).mean() == pytest.approx(e.top1)
+            cost = e.gmacs / e.gmacs_plain if e.fair == "macs" else e.time
+            assert cost == pytest.approx(1 - e.budget, rel=0.03 if e.fair == "macs" else 0.12)
+    board.collect(evidence, tmp_path)
+    assert board.read([tmp_path]).contests == evidence.contests
+    first = evidence.contests[0][0]
+    store = Results(tmp_path / "later-peers.csv", Entry)
+    store.add(replace(first, top1=0.5, date="2099-01-01T00:00:00+00:00"))
+    assert board.read([tmp_path]).contests[0][0].top1 == 0.5                 # met twice: the newer one
 
 
 def test_every_figure_has_a_panel():
@@ -226,6 +254,9 @@ def test_the_board_in_a_browser(tmp_path):
         for figure in ("1b", "3a", "3b", "4", "5a", "5b", "6", "7", "8", "9", "10", "11", "12"):
             assert page.locator(f"[id='fig{figure}']").count() == 1, figure
         chart = page.locator("[id='f5b-imagenet50_cpu']")
+        for place in ("peers-0-top1", "peers-1-top1", "fpeers-pebbles"):
+            assert "ToMe" in page.locator(f"[id='{place}'] .legend").first.text_content()
+        assert page.locator("table.numbers", has_text="equal measured time").count() == 2
         assert chart.locator(".scatterlayer .trace").count() >= 8              # four clusterings, before and after
         assert "finetuned" in chart.text_content()
         assert "without finetuning" in chart.text_content()

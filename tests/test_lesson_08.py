@@ -309,3 +309,31 @@ def test_predictions_follow_the_evidence():
     assert [b.answer([HOLDS] * n + [FAILS] * (9 - n)) for n in (0, 1, 2, 3, 6, 7, 9)] == [0, 1, 1, 2, 2, 3, 3]
     assert "1 holds here" in b.reveal([HOLDS, *[UNDECIDED] * 8], None).words
     assert [c.answer(share) for share in (0.025, 0.126, 0.5)] == [0, 1, 2]
+
+
+# ---- our own recommendation ----
+
+@pytest.mark.parametrize(("rival", "fair"), [("ToMe", "macs"), ("ATC", "time"), ("K-Medoids, fitted K", "macs")])
+def test_the_recommendation_is_checked_picture_by_picture(rival, fair):
+    found = ev.check_recommendation(rival, fair)
+    wider = NormalDist().inv_cdf(1 - 0.025 / len(found))
+    for line in found.itertuples():
+        preset = next(p for p, name in ev.NAMES.items() if name == line.pictures)
+        ours, theirs = (next(e for e in ev.contest_of(preset) if (e.label, e.fair, f"-{e.budget:.0%}")
+                             == (name, fair, line.budget)) for name in ("tokenpool, fitted K", rival))
+        d = unpack(ours.right, ours.pictures).astype(float) - unpack(theirs.right, theirs.pictures)
+        assert line.gap == pytest.approx(100 * d.mean(), abs=1e-9)
+        assert line.half == pytest.approx(100 * wider * d.std() / math.sqrt(len(d)), rel=1e-3, abs=1e-9)
+        assert line.verdict == (HOLDS if line.gap > line.half else FAILS if line.gap < -line.half else UNDECIDED)
+    said = ev.say_recommendation(found, rival, fair)
+    for name, part in found.groupby("pictures"):
+        assert f"{name}: above at {(part['gap'] > part['half']).sum()}, below at {(part['gap'] < -part['half']).sum()}," in said
+    figure = ev.recommendation_figure(found, rival)
+    assert sum(len(t.x) for t in figure.data) == len(found)
+
+
+def test_wrong_rivals_are_told():
+    with pytest.raises(ValueError, match="Did you mean 'ToMe'"):
+        ev.check_recommendation("Tome")
+    with pytest.raises(ValueError, match="Unknown fair 'money'"):
+        ev.check_recommendation("ToMe", "money")

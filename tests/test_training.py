@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import tokenpool as tp
 from tokenpool.cli import main
-from tokenpool.runs import jobs, train, traindata
+from tokenpool.runs import contenders, jobs, train, traindata
 from tokenpool.runs.plan import plan
 from tokenpool.runs.recipe import PRESETS, Job, Recipe, load_preset
 from tokenpool.runs.results import Results
@@ -408,6 +408,19 @@ def test_photographs_go_on_from_the_base_model_that_ships(tmp_path):
     assert before.top1 == pytest.approx(recorded[0].top1, abs=0.003)         # what ships is what was measured
     assert before.pictures == after.pictures == 2500
     assert before.data == "tiny-imagenet-50"
+
+
+@pytest.mark.parametrize(("system", "metric"), [("tokenpool", "directions"), ("ToMe", "keys")])
+def test_peers_are_finetuned_under_their_own_names(system, metric, tmp_path):
+    assert main(["finetune", "--system", system, "--saving", "0.42", "--pictures", "64", "--device", "cpu",
+                 "--no-tensorboard", "--set", "epochs=1", "--out", str(tmp_path)]) == 0
+    before, after = Results(next(tmp_path.glob("*/*/rows.csv"))).rows
+    assert (before.method, before.stage, after.stage) == (system, "untouched", "finetuned")
+    assert before.counts
+    pooled = tp.PooledViT(timm.create_model("pebbles_vit"), saving=0.42, **contenders.NAMED[system])
+    assert pooled.metric == metric
+    assert before.schedule == " ".join(map(str, pooled.schedule))
+    assert before.gmacs == pytest.approx(tp.macs(pooled).total / 1e9)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

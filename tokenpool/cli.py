@@ -259,7 +259,8 @@ def _export_options(one: argparse.ArgumentParser) -> None:
                      help="model.onnx (ONNX) or model.pt2 (torch.export)")
     one.add_argument("--saving", type=float, metavar="SHARE", help="of the computations, such as 0.42")
     one.add_argument("--schedule", nargs="+", type=int, metavar="K", help="tokens kept after each block, instead")
-    one.add_argument("--method", default="wk_medoids", metavar="NAME", help="default: wk_medoids")
+    one.add_argument("--method", default="wk_medoids", metavar="NAME",
+                     help="or tokenpool, what we recommend without training; default: wk_medoids")
     one.add_argument("--start", metavar="NAME", help="of a clustering; default: top_k")
     one.add_argument("--output", metavar="NAME", help="what a clustering returns: medoid, mean or weighted_mean")
     one.add_argument("--counts", action="store_true", help="carry counts into later attention")
@@ -273,12 +274,17 @@ def _export(args: argparse.Namespace) -> None:
 
     import tokenpool as tp
     from tokenpool.runs import export
+    from tokenpool.runs.contenders import NAMED
     from tokenpool.runs.datasets import open_data
     from tokenpool.runs.weights import SHIPPED, load_model
     export.check_path(args.out)
     model = load_model(args.model, args.checkpoint, args.pretrained)
-    pooled = tp.PooledViT(model, args.schedule, saving=args.saving, method=args.method, init=args.start,
-                          output=args.output, carry_counts=args.counts).eval()
+    way = dict(method=args.method, init=args.start, output=args.output, carry_counts=args.counts)
+    if args.method in NAMED:
+        if args.start or args.output or args.counts:
+            raise ValueError(f"{args.method} has its own options. Leave out --start, --output and --counts.")
+        way = NAMED[args.method]
+    pooled = tp.PooledViT(model, args.schedule, saving=args.saving, **way).eval()
     if args.model == SHIPPED:
         pictures, said = next(iter(open_data("pebbles", model, count=96)))[0], "pebbles"
     else:

@@ -446,7 +446,7 @@ document.getElementById('cardtext').textContent=t;box.hidden=false;document.getE
 document.getElementById('shut').onclick=()=>{box.hidden=true};
 document.addEventListener('keydown',e=>{if(e.key==='Escape')box.hidden=true});
 document.querySelectorAll('button[data-run]').forEach(b=>b.onclick=()=>showCard([b.dataset.run]));
-document.querySelectorAll('.plot').forEach(d=>{const p=d.id.replace(/^f[^-]+-/,'');
+document.querySelectorAll('.plot[id^="f"]').forEach(d=>{const p=d.id.replace(/^f[^-]+-/,'');
 if(d.on)d.on('plotly_click',e=>showCard(e.points[0].customdata[0].split('|').map(r=>p+'/'+r)));});"""
 
 
