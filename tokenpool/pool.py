@@ -7,8 +7,8 @@ replaced by its nearest member of F^; what is lost is
 
 and that is the objective of K-Means, or of K-Medoids where F^ must be a subset of F. So pooling is clustering:
 `k_means` and `k_medoids` below are Lloyd's two steps, on whole batches, without a loop over pictures, clusters or
-tokens; only the starts may step K times. `agglomerative` goes the other way: it begins with all tokens and joins two,
-N - K times. Joined as Ward did, by what each step adds to the loss, it needs no start and no rounds.
+tokens; only the starts may step K times. `agglomerative` goes the other way: from all tokens, N - K times it joins two,
+as Ward did: those whose joining adds least to the loss. It needs no start and no rounds.
 
 Letters: B sets of tokens (pictures), N tokens in, K tokens out, C channels.
 """
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_FAR = 1e30                    # in place of a distance that is infinite or NaN: two clusters can always be joined
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,6 @@ def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
 
 # ---- three clusterings ----
 
-_FAR = 1e30                     # for distances that are infinite or NaN: two live clusters can always be joined
-
-
 def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
     """Weighted K-Medoids: assign every token to the nearest medoid, move each medoid to the best of its members.
 
@@ -109,8 +108,7 @@ def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tens
     for _ in range(n_iter):
         labels = _nearest_medoid(d, medoids)
         cost, candidate = _best_members(d, labels, medoids.shape[1], mass)
-        better = cost.gather(1, candidate) < cost.gather(1, medoids)
-        medoids = torch.where(better, candidate, medoids)                               # on a tie, stay
+        medoids = torch.where(cost.gather(1, candidate) < cost.gather(1, medoids), candidate, medoids)  # a tie: stay
     return _nearest_medoid(d, medoids), medoids
 
 
@@ -166,6 +164,7 @@ def _nearest_center(x: Tensor, centers: Tensor, mass: Tensor) -> tuple[Tensor, T
     labels = torch.where(moved.any(2), moved.to(torch.uint8).argmax(2), labels)
     return labels, torch.where(empty, mover, nearest)
 
+
 def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
     """Bottom up: every token a cluster, then N - K times the two nearest clusters become one. No start, no rounds.
 
@@ -174,18 +173,15 @@ def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tup
         linkage: how far apart two clusters are. "ward": what joining them adds to the loss, d being squared (Ward
             1963). "average": mean distance over all pairs. "complete": the largest. Of equals the first is joined.
 
-    Returns:
-        labels (B, N), clusters in the order of their first tokens, and medoids (B, K), the best member of each.
-
+    Returns labels (B, N), clusters in the order of their first tokens, and medoids (B, K), the best member of each.
     Cost: N - K steps, over N² distances here, over N in the kernels; no multiply-adds after d.
     """
     B, N, _ = d.shape
-    everyone = torch.arange(N, device=d.device).expand(B, -1)
+    head = everyone = torch.arange(N, device=d.device).expand(B, -1)
     size = mass.clamp(min=1e-9)                             # who stands for nobody still merges
     one, other = size[:, :, None], size[:, None, :]
-    gap = d * (one * other / (one + other)) if linkage == "ward" else d
-    gap = gap.nan_to_num(_FAR, _FAR).masked_fill(torch.eye(N, dtype=torch.bool, device=d.device), torch.inf)
-    head, stays = everyone, torch.ones_like(everyone)
+    gap = (d * (one * other / (one + other)) if linkage == "ward" else d).nan_to_num(_FAR, _FAR)
+    gap = gap.masked_fill(torch.eye(N, dtype=torch.bool, device=d.device), torch.inf)
     for _ in range(N - k):
         nearest, flat = gap.flatten(1).min(1, keepdim=True)
         i, j = flat // N, flat % N                          # (B, 1), j > i: the first of equals; j joins i
@@ -197,8 +193,7 @@ def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tup
             gap.scatter_(2, t[:, None, :].expand(-1, N, 1), value[:, :, None])
         size = size.scatter(1, i, si + sj)
         head = torch.where(head == j, i, head)
-        stays = stays.scatter(1, j, 0)
-    labels = (stays.cumsum(1) - 1).gather(1, head)
+    labels = ((head == everyone).cumsum(1) - 1).gather(1, head)
     return labels, _best_members(d, labels, k, mass)[1]
 
 
@@ -209,7 +204,6 @@ def _linked(linkage: str, to_i: Tensor, to_j: Tensor, si: Tensor, sj: Tensor, si
     if linkage == "average":
         return (si * to_i + sj * to_j) / (si + sj)
     return ((si + size) * to_i + (sj + size) * to_j - size * between) / (si + sj + size)
-
 
 
 # ---- where to start ----
