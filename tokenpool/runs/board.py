@@ -377,6 +377,11 @@ def _section(panel: Panel, evidence: Evidence, said: dict[str, list[Verdict]]) -
     return "".join(parts)
 
 
+def _title(entries: list[Entry]) -> str:
+    model = entries[0].model
+    return _NAMES.get(model.split("/")[0].removesuffix("_vit"), model)
+
+
 def _peers(evidence: Evidence) -> str:
     """ToMe, ATC, EViT and the others beside ours; nothing is finetuned here."""
     head = ("<h2 id=peers>Beyond the paper: all methods side by side, without finetuning</h2><p>What one would plug in instead, each with "
@@ -384,7 +389,7 @@ def _peers(evidence: Evidence) -> str:
     if not evidence.contests:
         return head + "<p class=small>Nothing was measured. Type <code>tokenpool reproduce --peers</code>.</p>"
     return head + "".join(
-        f"<h3>{html.escape(_NAMES.get(e[0].model.split('/')[0].removesuffix('_vit'), e[0].model))}</h3>"
+        f"<h3>{html.escape(_title(e))}</h3>"
         + contest_page.section(e, f"peers-{i}") for i, e in enumerate(evidence.contests))
 
 
@@ -480,4 +485,12 @@ def markdown(evidence: Evidence) -> str:
             out.append(f"| {base.model.split('/')[1]} {base.qk} | base model | - | - | 0% | {1e3 * base.gmacs:.1f} | "
                        f"{100 * base.top1:.1f} | - | - |")
         out.append("")
+    if evidence.contests:
+        out.append("# Beyond the paper: all methods side by side, without finetuning\n\nEach with the options it was published "
+                   "with, at equal multiply-adds and at equal time: `tokenpool reproduce --peers`. Top-1 in % with half its "
+                   "95 % interval. ↓ below, ↑ above ours (`tokenpool`, fitted K) on the same pictures, beyond the 95 % interval "
+                   "of the pairs; no mark: not to be told apart; -: cannot be met. DynamicViT and the patch merger need "
+                   "training: they are among the finetuned systems.\n")
+    for entries in evidence.contests:
+        out.append(f"## {_title(entries)}\n\n{contest_page.markdown(entries)}")
     return "\n".join(out)

@@ -167,6 +167,16 @@ def section(entries: Sequence[Entry], name: str) -> str:
             f"<p class=small>{html.escape(setting(entries))}.</p>")
 
 
+def markdown(entries: Sequence[Entry]) -> str:
+    """Sentences and the table, for docs/reproduction.md."""
+    budgets = sorted({e.budget for e in entries})
+    lines = [f"{setting(entries)}.\n", *(f"- {s}" for s in told(entries))]
+    for fair, words in FAIR.items():
+        lines.append(f"\n| {words} | {' | '.join(f'-{b:.0%}' for b in budgets)} |\n|---{'|---' * len(budgets)}|")
+        lines += [f"| {' | '.join(c.strip() for c in line)} |" for line in cells(entries, fair)]
+    return "\n".join(lines) + "\n"
+
+
 def write_page(path: Path, entries: Sequence[Entry]) -> None:
     body = ("<h1>Side by side, without finetuning</h1><p>Every method with the options it was published with, at equal "
             "multiply-adds (clustering counted) and at equal time on this machine. DynamicViT and the patch merger need "
