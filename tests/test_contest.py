@@ -82,10 +82,12 @@ def test_entries_are_what_the_model_answers(field):
         x, y = (torch.cat(t) for t in zip(*pictures, strict=True))
         right = (pooled(x).argmax(1) == y).numpy()
         one, two = (m.forward_features(x)[:, 0] for m in (pooled, model))
+        plain = (model(x).argmax(1) == y).double().mean().item()
     assert np.array_equal(unpack(e.right, e.pictures), right)
     assert e.top1 == pytest.approx(right.mean())
     assert (e.top1_low, e.top1_high) == pytest.approx(wilson(int(right.sum()), 60))
     assert e.cosine == pytest.approx(torch.cosine_similarity(one, two).mean().item(), abs=1e-5)
+    assert e.top1_plain == pytest.approx(plain)
     assert e.fitted_on == 32
     assert at(entries, TOP_K.label, "macs", 0.6).fitted_on == 0
 

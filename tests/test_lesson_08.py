@@ -327,7 +327,8 @@ def test_the_recommendation_is_checked_picture_by_picture(rival, fair):
         assert line.verdict == (HOLDS if line.gap > line.half else FAILS if line.gap < -line.half else UNDECIDED)
     said = ev.say_recommendation(found, rival, fair)
     for name, part in found.groupby("pictures"):
-        assert f"{name}: above at {(part['gap'] > part['half']).sum()}, below at {(part['gap'] < -part['half']).sum()}," in said
+        above, below = (part["gap"] > part["half"]).sum(), (part["gap"] < -part["half"]).sum()
+        assert f"{name}: above at {above}, below at {below}," in said
     figure = ev.recommendation_figure(found, rival)
     assert sum(len(t.x) for t in figure.data) == len(found)
 

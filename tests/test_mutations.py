@@ -135,6 +135,12 @@ MUTATIONS = [
     ("lab/lessons/normalised.py", "else alpha ** 2 * cos / q.shape[-1] ** 0.5", "else alpha * cos / q.shape[-1] ** 0.5",
      "test_lesson_06.py -k exercise_a"),
     # the fast kernels must say what the plain one says
+    ("kernels/cpu.py", "near[t] == j or t == i", "t == i", "test_kernels.py -k 'bottom_up and numba'"),
+    ("kernels/cpu.py", "size[i] += sj", "pass", "test_kernels.py -k 'bottom_up and numba'"),
+    ("runs/contest_page.py", "d = a - b", "d = b - a", "test_contest.py -k paired"),
+    ("runs/contest.py", "wanted = {c: min(0.99, wanted[c] / missed.get(c, 1.0)) for c in contenders}", "break",
+     "test_contest.py -k clock_that_counts"),
+    ("runs/contest.py", "falling[i - 1] - share", "share", "test_contest.py -k read_off"),
     ("kernels/cpu.py", "total += d[token, m] * mass[m]", "total += d[token, m]",
      "test_kernels.py -k 'medoids and numba'"),
     ("kernels/cpu.py", "        labels[medoids[j]] = j\n", "        pass\n", "test_kernels.py -k 'medoids and numba'"),

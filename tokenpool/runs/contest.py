@@ -82,6 +82,7 @@ class Entry:
     commit: str
     date: str
     right: str                    # which pictures were right, as bits
+    top1_plain: float = 0.0       # of the model with all its tokens
 
     @property
     def label(self) -> str:
@@ -113,6 +114,7 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, 
                                                fitted_on=len(few), rounds=rounds, batch=len(lane.x)))
               for budget in budgets for fair in FAIR for contender in contenders]
     truth: list[Tensor] = []
+    plain = 0.0
     for index, (fair, budget) in enumerate((f, b) for b in budgets for f in FAIR):
         missing = {c: key for f, b, c, key in wanted if (f, b) == (fair, budget) and key not in rows}
         if tell:
@@ -121,8 +123,8 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, 
             continue
         if not truth:
             with torch.inference_mode(), _read_by_the_classifier(model) as truth:
-                for x, _ in batches:
-                    model(x.to(device))
+                right = [(model(x.to(device)).argmax(1).cpu() == y.cpu()).double() for x, y in batches]
+            plain = float(torch.cat(right).mean())
         ready = lane.at_macs(list(missing), budget) if fair == "macs" else lane.at_time(list(missing), 1 - budget)
         for contender, (saving, pooled, (low, middle, high, made)) in ready.items():
             key = missing[contender]
@@ -133,7 +135,7 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, 
                 schedule=" ".join(map(str, pooled.schedule or ())), gmacs=macs(pooled).total / 1e9,
                 gmacs_plain=lane.plain_macs / 1e9, time=middle, time_low=low, time_high=high, rounds=made,
                 batch_size=len(lane.x), **_answers(pooled, batches, truth),
-                fitted_on=len(few) if contender.fitted else 0, **about | origin)
+                fitted_on=len(few) if contender.fitted else 0, top1_plain=plain, **about | origin)
             results.add(rows[key])
     if tell:
         tell("done", len(budgets) * len(FAIR), len(budgets) * len(FAIR))

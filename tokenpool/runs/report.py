@@ -183,6 +183,7 @@ span.yes{color:#006b4f;font-weight:600}span.no{color:#a33f00;font-weight:600}spa
 .clusters{display:block;overflow-x:auto}.clusters img{width:128px;height:128px;image-rendering:pixelated;border-radius:4px;display:block}
 .clusters td,.clusters th{border:0;padding:.25rem;font-weight:400;font-size:.83rem;max-width:132px}
 .numbers{font-variant-numeric:tabular-nums;display:block;overflow-x:auto}select{font:inherit;padding:.2rem}
+.contest td:nth-child(n+3),.contest th:nth-child(n+3){white-space:nowrap;text-align:right}
 h3{font-size:1.02rem;margin:1.2rem 0 .2rem}pre{overflow-x:auto;font-size:.8rem;background:#f6f6f6;padding:.6rem}button{font:inherit}
 .claims th{font-weight:400;width:22%}.claims tr:first-child th{font-weight:600}
 #cardtext{white-space:pre-wrap;overflow-wrap:anywhere}
