@@ -7,9 +7,9 @@ counted in. **Equal measured time**: every contender gets the schedule that take
 time on this machine. A method may be cheap on paper and slow, or the reverse; whoever wins both ways has won.
 
 A contender is a method with the options its authors published it with, or ours (contenders.py). To find equal time,
-each is timed in turns with the plain model at a few savings, and the saving that takes the wanted time is read off
-between them. All schedules of a budget are then timed once more in one round-robin: that time is the entry's. On a CPU
-it is the time one thread works, which other programs change little; elsewhere it is the time one waits.
+each is timed in turns with the plain model at a few savings, the saving that takes the wanted time is read off between
+them, and what it takes is timed again: that time is the entry's. On a CPU it is the time one thread works, which other
+programs change little; elsewhere it is the time one waits.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FAIR = {"macs": "equal multiply-adds", "time": "equal measured time"}
 _TIMED_AT = (0.15, 0.3, 0.42, 0.5, 0.6, 0.7, 0.8, 0.88)        # savings between which equal time is read off
 _ROUNDS = 5
 _MISSED = 0.03                # of the wanted time: a contender farther off is given another saving
-_TRIES = 4
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -188,22 +188,25 @@ class _Lane:
         return self._together({c: saving for c in contenders})
 
     def at_time(self, contenders: Sequence[Contender], share: float) -> dict[Contender, Ready]:
-        """Those that can take `share` of the plain model's time, timed together.
+        """Those that can take `share` of the plain model's time, timed in turns.
 
         A machine is not the same a minute later, and what it does beside weighs on short calls more than on long ones.
-        So whoever misses the wanted time has its curve scaled to what it takes now, and all are timed together again.
+        So whoever misses the wanted time has its curve scaled to what it takes now and is timed again, some times over;
+        the try that came nearest counts.
         """
         self._measure_curves(contenders)
         wanted = dict.fromkeys(contenders, share)
-        ready: dict[Contender, Ready] = {}
+        nearest: dict[Contender, Ready] = {}
         for _ in range(_TRIES):
-            found = {c: read_off(self._curves[c], wanted[c]) for c in contenders}
+            found = {c: read_off(self._curves[c], wanted[c]) for c in wanted}
             ready = self._together({c: saving for c, saving in found.items() if saving is not None})
-            missed = {c: times[1] / share for c, (_, _, times) in ready.items() if abs(times[1] / share - 1) > _MISSED}
-            if not missed:
+            miss = {c: times[1] / share for c, (_, _, times) in ready.items()}
+            nearest |= {c: r for c, r in ready.items()
+                        if c not in nearest or abs(miss[c] - 1) < abs(nearest[c][2][1] / share - 1)}
+            wanted = {c: min(0.99, wanted[c] / miss[c]) for c in ready if abs(miss[c] - 1) > _MISSED}
+            if not wanted:
                 break
-            wanted = {c: min(0.99, wanted[c] / missed.get(c, 1.0)) for c in contenders}
-        return ready
+        return nearest
 
     def _measure_curves(self, contenders: Sequence[Contender]) -> None:
         """Time by saving, of all that have no curve yet, in the same rounds."""
