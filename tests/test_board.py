@@ -208,7 +208,7 @@ def test_shipped_contests_are_complete_and_come_back_the_same(tmp_path):
     for entries in evidence.contests:
         place = contest_page.by_place(entries)
         assert len(place) == len(entries)
-        assert len({(e.weights, e.device, e.commit, e.batch_size) for e in entries}) == 1
+        assert len({(e.weights, e.device, e.batch_size, e.top1_plain) for e in entries}) == 1
         for c in CONTENDERS:
             for fair in contest.FAIR:
                 assert (c.label, fair, 0.42) in place

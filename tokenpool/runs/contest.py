@@ -39,6 +39,7 @@ _TIMED_AT = (0.15, 0.3, 0.42, 0.5, 0.6, 0.7, 0.8, 0.88)        # savings between
 _ROUNDS = 5
 _MISSED = 0.03                # of the wanted time: a contender farther off is given another saving
 _TRIES = 5
+_TOO_FAR = 0.1                # of the wanted time: who never came nearer has no entry
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class _Lane:
         return self._together({c: saving for c in contenders})
 
     def at_time(self, contenders: Sequence[Contender], share: float) -> dict[Contender, Ready]:
-        """Those that can take `share` of the plain model's time, timed in turns.
+        """Those that can take `share` of the plain model's time, within a tenth, timed in turns.
 
         A machine is not the same a minute later, and what it does beside weighs on short calls more than on long ones.
         So whoever misses the wanted time has its curve scaled to what it takes now and is timed again, some times over;
@@ -206,7 +207,7 @@ class _Lane:
             wanted = {c: min(0.99, wanted[c] / miss[c]) for c in ready if abs(miss[c] - 1) > _MISSED}
             if not wanted:
                 break
-        return nearest
+        return {c: r for c, r in nearest.items() if abs(r[2][1] / share - 1) <= _TOO_FAR}
 
     def _measure_curves(self, contenders: Sequence[Contender]) -> None:
         """Time by saving, of all that have no curve yet, in the same rounds."""
