@@ -186,6 +186,13 @@ def test_what_ships_is_what_the_documents_say():
     assert done.stdout == (ROOT / "docs" / "reproduction.md").read_text()
 
 
+def test_the_recommendation_quotes_the_recorded_contests():
+    text = (ROOT / "docs" / "choices.md").read_text()
+    for entries in board.read([ROOT / "data" / "runs"]).contests:
+        for sentence in contest_page.told(entries):
+            assert f"- {sentence}\n" in text
+
+
 def test_shipped_evidence_has_cards_and_no_paths_of_a_machine():
     evidence = board.read([ROOT / "data" / "runs"])
     assert "imagenet50_cpu" in evidence.presets

@@ -166,7 +166,7 @@ def test_the_table_and_the_sentences(field):
     assert [line[1].split()[0] for line in contest_page.cells(entries, "macs")] == ["60.0", "90.0", "40.0"]
     assert [line[1][-1] for line in contest_page.cells(entries, "macs")] == [" ", "↑", "↓"]
     by_cost, by_time = contest_page.told(entries)
-    assert "-50% +20.0 ± 7.9 (ToMe) points. Clearly above at 1 of 1 budgets" in by_cost
+    assert "-50%: +20.0 ± 7.9 over ToMe. Clearly above at 1 of 1 budgets" in by_cost
     assert "Clearly above at 0 of 1 budgets, not to be told apart at 1" in by_time
 
 

@@ -171,6 +171,11 @@ def _qk(rows: pd.DataFrame) -> list[Curve]:
     return out
 
 
+_FINETUNED_PEERS = (
+    *(Curve(n, n, (*figures.PEER_LOOKS[n], "solid"), counts=n != "EViT") for n in ("tokenpool", "ToMe", "ATC", "EViT")),
+    Curve("patch merger", "patch_merger", ("#555555", "x", "dash")))
+
+
 def _of(*chosen: Curve) -> Callable[[pd.DataFrame], list[Curve]]:
     return lambda rows: list(chosen)
 
@@ -219,11 +224,10 @@ PANELS = (
           "masks (S); it shows no comparison that is known.",
           _of(_OURS, Curve("WK-Medoids, learned K", "wk_medoids", ("#0072B2", "circle", "dash"), "top_k", searched=True),
               _TOP_K, Curve("top-K, learned K", "top_k", ("#AA4499", "diamond", "dash"), searched=True))),
-    Panel("peers", "What others do, and ours, finetuned", "None of this is in it. Options are those of the methods' authors; "
+    Panel("peers", "what others do, and ours, finetuned", "None of this is in it. Options are those of the methods' authors; "
           "tokenpool is OFF_THE_SHELF; K geometric for all.",
-          _of(_PLAIN, _OURS, *(Curve(n, n, (*figures.PEER_LOOKS[n], "solid"), counts=n != "EViT")
-                             for n in ("tokenpool", "ToMe", "ATC", "EViT")),
-              Curve("patch merger", "patch_merger", ("#555555", "x", "dash")))),
+          lambda rows: [_PLAIN, _OURS, *_FINETUNED_PEERS] if rows["method"].isin([c.method for c in _FINETUNED_PEERS]).any()
+          else []),
 )
 
 

@@ -93,10 +93,11 @@ def told(entries: Sequence[Entry]) -> list[str]:
             found = gap(ours, best)
             above += found.mark == "↓"
             level += found.mark == " "
-            parts.append(f"-{budget:.0%} {found} ({best.label})")
+            parts.append(f"-{budget:.0%}: {found} over {best.label}")
         if parts:
-            said.append(f"At {words}, {OURS.label} against the best of the others as published: {'; '.join(parts)} "
-                        f"points. Clearly above at {above} of {len(parts)} budgets, not to be told apart at {level}.")
+            said.append(f"At {words}, {OURS.label} against the best of the others as published, points of top-1: "
+                        f"{'; '.join(parts)}. Clearly above at {above} of {len(parts)} budgets, not to be told apart at "
+                        f"{level}.")
     return said
 
 
