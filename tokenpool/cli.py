@@ -485,6 +485,9 @@ def _peers(args: argparse.Namespace) -> None:
         task = bar.add_task("", total=2 * len(budgets))
         entries = contest.measure(model, args.model, pictures, few, results, budgets, chosen, args.device,
                                   tell=lambda what, done, total: bar.update(task, completed=done, description=what))
+    if not entries:
+        raise ValueError(f"No contender can save {' or '.join(f'{b:.0%}' for b in budgets)} of this model. "
+                         "Use a smaller --budget, such as 0.6.")
     page = args.out / "peers.html"
     contest_page.write_page(page, entries)
     _print_peers(entries)
