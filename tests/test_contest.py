@@ -217,7 +217,8 @@ def test_the_page_in_a_browser(run):
 @pytest.mark.parametrize(("more", "says"), [
     (["--figure", "5a"], "Leave out --figure"), (["--method", "tomee"], "Did you mean 'tome'"),
     (["--budget", "1.2"], "is not a share of computations"),
-    (["--budget", "0.99", "--pictures", "1", "--method", "random"], "No contender can save 99%"), (["--model", "imagenet50_cpu/big"], "has no model 'big'"),
+    (["--budget", "0.99", "--pictures", "1", "--method", "random"], "No contender can save 99%"),
+    (["--model", "imagenet50_cpu/big"], "has no model 'big'"),
     (["--model", "deit_tiny_patch16_224"], "random weights")])
 def test_mistakes_are_told_in_a_sentence(tmp_path, capsys, more, says):
     assert main(["reproduce", "--peers", *more, "--out", str(tmp_path / "x")]) == 2
