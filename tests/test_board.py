@@ -229,6 +229,9 @@ def test_shipped_contests_are_complete_and_come_back_the_same(tmp_path):
     store = Results(tmp_path / "later-peers.csv", Entry)
     store.add(replace(first, top1=0.5, date="2099-01-01T00:00:00+00:00"))
     assert board.read([tmp_path]).contests[0][0].top1 == 0.5                 # met twice: the newer one
+    store.add(replace(first, key="other", device="another machine"))
+    board.collect(board.read([tmp_path]), tmp_path / "both")
+    assert {e[0].device for e in board.read([tmp_path / "both"]).contests} == {first.device, "another machine"}
 
 
 def test_every_figure_has_a_panel():

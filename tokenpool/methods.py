@@ -111,7 +111,7 @@ METHODS: dict[str, Method] = {
     "wk_medoids": Method(
         _k_medoids, "clustering", True, True, _gram_macs,
         "cluster around K of the tokens, weighting by score (Token Pooling)"),
-    # not in the paper: its loss, brought down from above instead of up from a start (I)
+    # not in the paper: its loss, but from all tokens on instead of from a start (I)
     "ward": Method(
         lambda r, mass: Choice(*r.ops.agglomerative(r.ops.pairwise(r.x), r.k, mass, "ward")),
         "merging", False, False, _gram_macs,

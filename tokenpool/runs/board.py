@@ -97,11 +97,11 @@ def collect(evidence: Evidence, folder: Path) -> list[Path]:
         with replace_file(folder / f"{preset}-runs.cards.json") as temporary:
             temporary.write_text("[\n" + ",\n".join(json.dumps(c) for c in cards) + "\n]\n")
         written.append(path)
-    for entries in evidence.contests:
-        path = folder / f"{entries[0].model.replace('/', '-')}-peers.csv"
+    for model in dict.fromkeys(entries[0].model for entries in evidence.contests):       # of all devices
+        path = folder / f"{model.replace('/', '-')}-peers.csv"
         with replace_file(path) as temporary:
             kept = Results(temporary, Entry)
-            for entry in entries:
+            for entry in (e for entries in evidence.contests for e in entries if e.model == model):
                 kept.add(entry)
         written.append(path)
     return written
