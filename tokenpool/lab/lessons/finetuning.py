@@ -59,6 +59,11 @@ FAMILIES = (
     board.Curve("normalised q and k, plain", "plain", (ORANGE, "asterisk-open", "dot"), qk="r1-learned"),
     board.Curve("normalised q and k, WK-Medoids", "wk_medoids", (ORANGE, "triangle-sw", "solid"), "top_k",
                 qk="r1-learned"),
+    board.Curve("tokenpool, off the shelf", "tokenpool", (BLUE, "circle-open", "solid"), counts=True),
+    board.Curve("ToMe", "ToMe", (ORANGE, "square-open", "solid"), counts=True),
+    board.Curve("ATC", "ATC", (PURPLE, "diamond-open", "solid"), counts=True),
+    board.Curve("EViT", "EViT", (INK, "triangle-down-open", "dash")),
+    board.Curve("patch merger", "patch_merger", (GREY, "x-open", "dash")),
 )
 LABELS = tuple(c.label for c in FAMILIES)
 #: what the explorer offers to look at together
@@ -68,6 +73,7 @@ GROUPS = {
     "starts and counts": (0, 1, 2, 3, 7, 15),
     "other designs": (0, 3, 12, 13, 14, 15),
     "learned K, wider nets, normalised": (0, 8, 15, 16, 17, 18, 19, 20, 21),
+    "what others do (pebbles only)": (0, 3, 14, 15, 22, 23, 24, 25, 26),
 }
 
 
