@@ -135,7 +135,8 @@ MUTATIONS = [
     ("lab/lessons/normalised.py", "else alpha ** 2 * cos / q.shape[-1] ** 0.5", "else alpha * cos / q.shape[-1] ** 0.5",
      "test_lesson_06.py -k exercise_a"),
     # the fast kernels must say what the plain one says
-    ("kernels/cpu.py", "near[t] == j or t == i", "t == i", "test_kernels.py -k 'bottom_up and numba'"),
+    ("kernels/cpu.py", "return (si * to_i + sj * to_j) / (si + sj)", "return (to_i + to_j) / 2",
+     "test_kernels.py -k 'bottom_up and numba'"),
     ("kernels/cpu.py", "size[i] += sj", "pass", "test_kernels.py -k 'bottom_up and numba'"),
     ("runs/contest_page.py", "d = a - b", "d = b - a", "test_contest.py -k paired"),
     ("runs/contest.py", "wanted = {c: min(0.99, wanted[c] / miss[c]) for c in ready if abs(miss[c] - 1) > _MISSED}",

@@ -413,7 +413,7 @@ def test_photographs_go_on_from_the_base_model_that_ships(tmp_path):
 @pytest.mark.parametrize(("system", "metric"), [("tokenpool", "directions"), ("ToMe", "keys")])
 def test_peers_are_finetuned_under_their_own_names(system, metric, tmp_path):
     assert main(["finetune", "--system", system, "--saving", "0.42", "--pictures", "64", "--device", "cpu",
-                 "--no-tensorboard", "--set", "epochs=1", "--out", str(tmp_path)]) == 0
+                 "--no-tensorboard", "--set", "epochs=1", "batch_size=32", "--out", str(tmp_path)]) == 0
     before, after = Results(next(tmp_path.glob("*/*/rows.csv"))).rows
     assert (before.method, before.stage, after.stage) == (system, "untouched", "finetuned")
     assert before.counts
