@@ -14,6 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 
+class OutOfReach(ValueError):
+    """A budget that no schedule meets: too large, or the clustering costs more than is saved."""
+
+
 def check_schedule(schedule: Sequence[int], depth: int, n: int, prefix: int = 0) -> tuple[int, ...]:
     """A schedule as a tuple; a ValueError with what came, what is allowed and what to type where it is not one.
 
@@ -79,7 +83,7 @@ def for_saving(saving: float, n: int, depth: int, macs: Callable[[Sequence[int]]
     low, high = 0.0, 1.0
     least = geometric(n, depth, 1e-9)
     if macs(least) > target * 1.005:
-        raise ValueError(f"saving={saving} cannot be reached: one token after the first block still costs "
+        raise OutOfReach(f"saving={saving} cannot be reached: one token after the first block still costs "
                          f"{macs(least) / plain:.1%} of the plain model. Use saving <= {1 - macs(least) / plain:.2f}.")
     for _ in range(50):
         middle = (low + high) / 2
@@ -89,7 +93,7 @@ def for_saving(saving: float, n: int, depth: int, macs: Callable[[Sequence[int]]
             low = middle
     best = min((geometric(n, depth, max(rate, 1e-9)) for rate in (low, high)), key=lambda ks: abs(macs(ks) - target))
     if abs(macs(best) - target) > 0.01 * plain:
-        raise ValueError(f"No geometric schedule saves {saving:.0%}: the nearest saves {1 - macs(best) / plain:.1%}, "
+        raise OutOfReach(f"No geometric schedule saves {saving:.0%}: the nearest saves {1 - macs(best) / plain:.1%}, "
                          "because the clustering itself costs more than a few tokens less save. "
                          "Use a larger saving, a cheaper method, or give schedule=[...].")
     return best
@@ -203,7 +207,7 @@ def by_error(errors: Sequence[Mapping[int, float]], cost: Callable[[int, int, in
     at, w = int(least[:, width].argmin()), width
     if not np.isfinite(least[at, width]):
         smallest = cost(0, ks[0], ks[-1]) + sum(cost(block, ks[-1], ks[-1]) for block in range(1, depth))
-        raise ValueError(f"A budget of {budget} multiply-adds cannot be met: one token after the first block still "
+        raise OutOfReach(f"A budget of {budget} multiply-adds cannot be met: one token after the first block still "
                          f"costs {smallest}. Use a smaller saving.")
     found = []
     for origin, spent in zip(reversed(came_from), reversed(price), strict=True):

@@ -62,6 +62,11 @@ NAMED = {c.name: c.options for c in CONTENDERS if not c.fitted and c.name not in
 TRAINABLE = tuple(name for name in NAMED if " " not in name)
 
 
+def options_of(name: str, start: str = "", counts: bool = False) -> dict[str, Any]:
+    """Options of PooledViT: a contender's own, or of a method with its start and counts."""
+    return NAMED.get(name) or dict(method=name, init=start or None, carry_counts=counts)
+
+
 def chosen(methods: Sequence[str] | None, contenders: Sequence[Contender] = CONTENDERS) -> tuple[Contender, ...]:
     """Ours, and those whose method or own name is asked for. A method that none of them uses enters as it is."""
     if not methods:

@@ -31,6 +31,7 @@ from tokenpool.runs.datasets import Pictures
 from tokenpool.runs.evaluate import Batches, check_wanted, device_name, read_once
 from tokenpool.runs.results import Results, key_of, pack, provenance, wilson
 from tokenpool.runs.weights import fingerprint
+from tokenpool.schedule import OutOfReach
 from tokenpool.vit import PooledViT, macs
 
 BUDGETS = (0.3, 0.42, 0.5, 0.6, 0.7, 0.8)
@@ -178,10 +179,8 @@ class _Lane:
                 pooled.fit_schedule(self._losses[contender], saving)
             else:
                 pooled.set_schedule(saving=saving)
-        except ValueError as error:
-            if any(words in str(error) for words in ("geometric schedule", "cannot be reached", "cannot be met")):
-                return None
-            raise
+        except OutOfReach:
+            return None
         return pooled
 
     def at_macs(self, contenders: Sequence[Contender], saving: float) -> dict[Contender, Ready]:

@@ -30,13 +30,14 @@ from torch import Tensor, nn
 
 from tokenpool.methods import METHODS, METHODS_THAT_DRAW, one_of
 from tokenpool.pool import take
-from tokenpool.runs.contenders import NAMED
+from tokenpool.runs.contenders import NAMED, options_of
 from tokenpool.runs.datasets import TEST_SEED, scale
 from tokenpool.runs.evaluate import Setting, check_wanted, device_name
 from tokenpool.runs.files import replace_file
 from tokenpool.runs.pebbles import CLASSES, MATERIALS, REGIONS, Pebbles
 from tokenpool.runs.results import key_of, provenance
 from tokenpool.runs.weights import SHIPPED, fingerprint
+from tokenpool.schedule import OutOfReach
 from tokenpool.vit import PooledViT, macs
 
 #: what a pixel can be -> names of its classes
@@ -285,10 +286,8 @@ def measure(model: nn.Module, wanted: Sequence[Setting], data: Data, path: Path 
             plains = plains or fit(PooledViT(model), data, setting)
             try:
                 pooled = build(model, setting)
-            except ValueError as error:                # a clustering that costs more than the budget saves
-                if "geometric schedule" in str(error) or "cannot be reached" in str(error):
-                    continue
-                raise
+            except OutOfReach:                         # a clustering that costs more than the budget saves
+                continue
             for row in _rows(pooled, setting, data, plains, mine, about):
                 done[row.key] = row
             if path is not None:
@@ -302,10 +301,8 @@ def measure(model: nn.Module, wanted: Sequence[Setting], data: Data, path: Path 
 def build(model: nn.Module, setting: Setting) -> PooledViT:
     if setting.method == "plain":
         return PooledViT(model).eval()
-    if setting.method in NAMED:
-        return PooledViT(model, saving=setting.saving, **NAMED[setting.method]).eval()
-    return PooledViT(model, saving=setting.saving, method=setting.method, init=setting.start or None,
-                     carry_counts=setting.counts, seed=setting.seed).eval()
+    return PooledViT(model, saving=setting.saving, seed=setting.seed,
+                     **options_of(setting.method, setting.start, setting.counts)).eval()
 
 
 def _features(pooled: PooledViT, x: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from tokenpool.methods import METHODS, METHODS_THAT_DRAW, STARTS, STARTS_THAT_DR
 from tokenpool.runs.datasets import Pictures
 from tokenpool.runs.results import Results, Row, key_of, pack, provenance, wilson
 from tokenpool.runs.weights import fingerprint
+from tokenpool.schedule import OutOfReach
 from tokenpool.vit import PooledViT, macs
 
 _CACHED = 10_000             # pictures kept in memory between settings
@@ -108,10 +109,8 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, wanted: Seque
         if key not in rows:
             try:
                 pooled = _pooled(model, setting)
-            except ValueError as error:
-                if "geometric schedule" in str(error) or "cannot be reached" in str(error):
-                    continue
-                raise
+            except OutOfReach:
+                continue
             rows[key] = _row(key, pooled, model_name, weights, pictures, batches, setting, device, origin)
             results.add(rows[key])
         keys.append(key)

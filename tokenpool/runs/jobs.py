@@ -25,7 +25,7 @@ from torch import nn
 
 from tokenpool.attention import normalise_qk
 from tokenpool.baselines import ConvolutionViT, DynamicViT, PatchMergerViT
-from tokenpool.runs.contenders import NAMED
+from tokenpool.runs.contenders import options_of
 from tokenpool.runs.datasets import Pictures, open_data
 from tokenpool.runs.evaluate import device_name, score
 from tokenpool.runs.files import replace_file
@@ -75,8 +75,8 @@ def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:
     if job.system == "patch_merger":
         return PatchMergerViT(vit, saving=job.saving)
     schedule = list(load_schedule(job.schedule, results)) if job.schedule else None
-    way = NAMED.get(job.system) or dict(method=job.system, init=job.start or None, carry_counts=job.counts)
-    return PooledViT(vit, schedule, saving=None if schedule else job.saving, seed=job.seed, **way)
+    return PooledViT(vit, schedule, saving=None if schedule else job.saving, seed=job.seed,
+                     **options_of(job.system, job.start, job.counts))
 
 
 def base_weights(preset: Preset, job: Job, results: Path) -> Path:

@@ -22,8 +22,9 @@ from tokenpool import attention as scored
 from tokenpool import cost
 from tokenpool.methods import METHODS, Pooling
 from tokenpool.runs.bench import DTYPES, Built, Group, Item, Options, Run
-from tokenpool.runs.contenders import NAMED
+from tokenpool.runs.contenders import NAMED, options_of
 from tokenpool.runs.weights import load_model
+from tokenpool.schedule import OutOfReach
 from tokenpool.select import grid_positions
 from tokenpool.vit import PooledViT, _State, macs, model_shape
 
@@ -205,11 +206,9 @@ def _build_whole(group: Group, options: Options) -> Built:
 
     for item in group.items:
         try:
-            way = NAMED.get(item.name) or dict(method=item.name, init=item.start or None, carry_counts=item.counts)
+            way = options_of(item.name, item.start, item.counts)
             pooled = PooledViT(vit, saving=item.saving, **way, **options.chosen_kernel)
-        except ValueError as error:
-            if "geometric schedule" not in str(error) and "cannot be reached" not in str(error):
-                raise
+        except OutOfReach:
             notes[item] = "saves less than it costs"
             continue
         own = macs(pooled)
