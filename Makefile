@@ -59,5 +59,5 @@ $(READY): requirements.lock pyproject.toml
 	@echo "Installing the locked packages into .venv (torch is large: some minutes, once) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	$(BIN)/python -m tokenpool.kernels
+	$(BIN)/python -m tokenpool.core.kernels
 	@touch $(READY)

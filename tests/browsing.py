@@ -4,7 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
-from tokenpool.lab.controls import Choice, Number
+from tokenpool.lab.widgets.controls import Choice, Number
 
 SHOTS = Path(__file__).resolve().parents[1] / "results" / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from tokenpool.lab.session import LESSONS, exercises
+from tokenpool.lab.kit.session import LESSONS, exercises
 
 
 def lesson(number: str) -> Any:

@@ -21,11 +21,10 @@ import tornado.web
 from browsing import CHROMIUM, launch, press, save_picture, wait_for_words, watched
 
 from tokenpool.cli import main
-from tokenpool.lab import gallery
-from tokenpool.lab.app import Pages
-from tokenpool.lab.controls import Number
-from tokenpool.lab.gallery import EXPLORERS, Gallery
-from tokenpool.lab.session import LESSONS, Lab
+from tokenpool.lab.app.gallery import EXPLORERS, Gallery
+from tokenpool.lab.app.server import Pages, gallery
+from tokenpool.lab.kit.session import LESSONS, Lab
+from tokenpool.lab.widgets.controls import Number
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -231,7 +230,7 @@ def test_a_process_that_could_not_start_is_tried_again():
 def test_the_limit_and_the_end_of_abandoned_pages():
     """One page at a time and five seconds without a browser, on a real server: a second page is refused in words, the
     first one's process goes, and the one that waits stays and becomes the next page."""
-    server, address = run("-c", "from tokenpool.lab.app import serve\n"
+    server, address = run("-c", "from tokenpool.lab.app.server import serve\n"
                           "serve('03', browser=False, visitors=1, idle=5, tell=lambda w: print(w, flush=True))")
     try:
         first = kernel_of(address)
@@ -281,7 +280,7 @@ def test_what_cannot_be_is_told(options, words, capsys):
 
 
 def test_a_missing_voila_is_told(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "tokenpool.lab.app", raising=False)
+    monkeypatch.delitem(sys.modules, "tokenpool.lab.app.server", raising=False)
     monkeypatch.setitem(sys.modules, "voila.app", None)
     assert main(["explore"]) == 2
     assert "Type: pip install voila" in capsys.readouterr().err

@@ -11,9 +11,10 @@ from browsing import CHROMIUM, launch
 
 import tokenpool as tp
 from tokenpool.cli import main
-from tokenpool.runs import bench, memory, speed, timed
-from tokenpool.runs.bench import Built, Group, Item, Options, Sample, Stopwatch
-from tokenpool.runs.results import Results, Row, Timing
+from tokenpool.measure import bench, memory, workloads
+from tokenpool.measure.bench import Built, Group, Item, Options, Sample, Stopwatch
+from tokenpool.measure.rows import Results, Row, Timing
+from tokenpool.report import speed_page
 
 
 class Machine:
@@ -137,7 +138,7 @@ def test_out_of_memory_is_a_row_and_the_others_go_on(tmp_path, call):
     assert rows[0].rounds == 0
     assert rows[0].note == "out of memory (CUDA out of memory. Tried to allocate 80.00 GiB.)"
     assert rows[1].ratio == pytest.approx(2.0)
-    assert "out of memory" in " ".join(speed.model_table(rows, "forward").lines[0])
+    assert "out of memory" in " ".join(speed_page.model_table(rows, "forward").lines[0])
     other = RuntimeError("a mistake")
     with pytest.raises(RuntimeError, match="a mistake"):
         measured(machine, [group(machine, "h", fail={0: (call, other)})], tmp_path, rounds=3, seconds=None)
@@ -194,7 +195,7 @@ def test_ctrl_c_keeps_rows_and_a_finished_run_is_done_anew(tmp_path):
 # ---- what is timed ----
 
 def test_the_plan_holds_every_method_start_and_size():
-    groups = timed.plan(Options(models=("pebbles_vit",)))
+    groups = workloads.plan(Options(models=("pebbles_vit",)))
     steps = next(g for g in groups if g.part == "operators")
     assert {(i.name, i.start) for i in steps.items if i.kept} == {
         (m, s) for m in tp.method_names() for s in (("top_k", "farthest_first") if "_me" in m else ("",))}
@@ -205,23 +206,23 @@ def test_the_plan_holds_every_method_start_and_size():
     assert {i.saving for i in whole[1].items} == {0.2, 0.42, 0.6}
     assert len(groups[-1].items) > 1
     assert len({g.tokens for g in groups if g.part == "growth"}) == 3
-    far = timed.plan(Options(models=("pebbles_vit",), growth=True, extent="quick"))
+    far = workloads.plan(Options(models=("pebbles_vit",), growth=True, extent="quick"))
     assert max(g.tokens for g in far) == 4096
     assert far[-1].part == "memory"
 
 
 def test_shares_are_the_counted_multiply_adds():
     options = Options(models=("pebbles_vit",), savings=(0.42,), batches=(2,), extent="quick")
-    groups = {g.part: g for g in timed.plan(replace(options, train=True))}
+    groups = {g.part: g for g in workloads.plan(replace(options, train=True))}
     for part, passes in (("forward", 1), ("training", 3)):
         built = groups[part].build(groups[part], options)
         item = Item("wk_medoids", "top_k", saving=0.42)
-        cost = tp.macs(tp.PooledViT(timed.load("pebbles_vit", "cpu", "float32"), saving=0.42))
-        plain = tp.macs(timed.load("pebbles_vit", "cpu", "float32")).total
+        cost = tp.macs(tp.PooledViT(workloads.load("pebbles_vit", "cpu", "float32"), saving=0.42))
+        plain = tp.macs(workloads.load("pebbles_vit", "cpu", "float32")).total
         backward = (passes - 1) * cost.without_clustering                  # the choice has no gradient
         assert built.shares[item] == pytest.approx((cost.total + backward) / (passes * plain))
     steps = groups["operators"].build(groups["operators"], options)
-    block = sum(tp.macs(timed.load("pebbles_vit", "cpu", "float32")).blocks[0].values())
+    block = sum(tp.macs(workloads.load("pebbles_vit", "cpu", "float32")).blocks[0].values())
     pooling = 64 * 64 * 96 + 64 * 32 * 96                                  # distances, and the means at the end
     assert steps.shares[Item("wk_medoids", "farthest_first", kept=32)] == pytest.approx(pooling / block)
     for run in steps.items.values():
@@ -230,8 +231,8 @@ def test_shares_are_the_counted_multiply_adds():
 
 def test_a_training_step_leaves_gradients_behind_nowhere_and_trains():
     options = Options(models=("pebbles_vit",), savings=(0.42,), batches=(2,), extent="quick", train=True)
-    steps = next(g for g in timed.plan(options) if g.part == "training")
-    vit = timed.load("pebbles_vit", "cpu", "float32")
+    steps = next(g for g in workloads.plan(options) if g.part == "training")
+    vit = workloads.load("pebbles_vit", "cpu", "float32")
     seen = []
     hook = vit.patch_embed.proj.weight.register_hook(lambda grad: seen.append(float(grad.abs().sum())))
     built = steps.build(steps, options)
@@ -256,27 +257,27 @@ def timing(**changes):
 
 
 def test_the_table_by_hand():
-    table = speed.model_table([timing(), timing(counts=True, start="farthest_first", ratio=0.5)], "forward")
+    table = speed_page.model_table([timing(), timing(counts=True, start="farthest_first", ratio=0.5)], "forward")
     assert table.lines[0] == ("wk_medoids top_k", "deit_tiny", "8", "50%", "2.00x", "1.60x (1.54 to 1.67)", "0.80",
                               "160", "1.10x", "7")
     assert table.lines[1][0] == "wk_medoids farthest_first +counts"
     assert table.lines[1][6] == "1.00"
     score = timing(part="operators", name="score", start="", ratio=1.05, ratio_low=1.04, ratio_high=1.07, seconds=0.084)
-    line = speed.operator_table([score]).lines[0]
+    line = speed_page.operator_table([score]).lines[0]
     assert line[0] == "score (what it adds)"
     assert line[4] == "0.050 (0.040 to 0.070)"
     assert line[5] == "4.00"
-    assert speed._memory(timing(peak_mib=math.nan)) == "-"
+    assert speed_page._memory(timing(peak_mib=math.nan)) == "-"
 
 
 def test_exponents_are_those_of_the_law():
     sizes = [196, 400, 784, 1600]
-    assert speed.exponent(sizes, [3e-6 * s**2.5 for s in sizes]) == pytest.approx((2.5, 0.0), abs=1e-9)
+    assert speed_page.exponent(sizes, [3e-6 * s**2.5 for s in sizes]) == pytest.approx((2.5, 0.0), abs=1e-9)
     from scipy.stats import linregress
     noisy = [s**1.3 * f for s, f in zip(sizes, (1.1, 0.9, 1.2, 0.8), strict=True)]
     fitted = linregress(np.log(sizes), np.log(noisy))
-    assert speed.exponent(sizes, noisy) == pytest.approx((fitted.slope, fitted.stderr))
-    assert math.isnan(speed.exponent([1, 2], [1, 2])[1])
+    assert speed_page.exponent(sizes, noisy) == pytest.approx((fitted.slope, fitted.stderr))
+    assert math.isnan(speed_page.exponent([1, 2], [1, 2])[1])
 
 
 def grown():
@@ -293,22 +294,22 @@ def grown():
 
 def test_growth_varies_one_thing_at_a_time():
     def power(vary, name):
-        return speed.exponent(*speed.series(grown(), vary)[name])[0]
+        return speed_page.exponent(*speed_page.series(grown(), vary)[name])[0]
 
     assert power("tokens", "wk_medoids top_k") == pytest.approx(3)         # n^2 k with k = n / 2
     assert power("tokens", "plain block") == pytest.approx(1)
     assert power("tokens", "score (what it adds)") == pytest.approx(2)
     assert power("batch_size", "wk_medoids top_k") == pytest.approx(1)
     assert power("kept", "wk_medoids top_k") == pytest.approx(1)
-    assert "exponent 3.00" in speed.growth(grown(), "tokens", "t", "x").data[0].name
+    assert "exponent 3.00" in speed_page.growth(grown(), "tokens", "t", "x").data[0].name
 
 
 def test_the_figure_shows_what_was_obtained():
     rows = [timing(saving=s, share=1 - s, ratio=r) for s, r in ((0.2, 0.9), (0.42, 0.7))]
-    curve = next(t for t in speed.speed_up(rows, "t").data if t.name == "wk_medoids top_k")
+    curve = next(t for t in speed_page.speed_up(rows, "t").data if t.name == "wk_medoids top_k")
     assert list(curve.x) == pytest.approx([58, 80])
     assert list(curve.y) == pytest.approx([1 / 0.7, 1 / 0.9])
-    promise = speed.speed_up(rows, "t").data[0]
+    promise = speed_page.speed_up(rows, "t").data[0]
     assert np.multiply(promise.x, promise.y) == pytest.approx(np.full(40, 100.0))
 
 
@@ -342,7 +343,7 @@ def test_the_page_in_a_real_browser(finished, tmp_path):
         pytest.skip("no Chromium on this machine")
     page_file = tmp_path / "page.html"
     rows = Results(finished / "bench.csv", Timing).rows
-    speed.write_page(page_file, [*rows, *grown(), timing(rounds=0, note="out of memory")])
+    speed_page.write_page(page_file, [*rows, *grown(), timing(rounds=0, note="out of memory")])
     with sync_playwright() as play:
         chrome = launch(play)
         page = chrome.new_page(viewport={"width": 800, "height": 900})

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from tokenpool.cli import main
-from tokenpool.runs import board, claims, contest, contest_page, results, verdicts
-from tokenpool.runs.contenders import CONTENDERS
-from tokenpool.runs.contest import Entry
-from tokenpool.runs.plan import FIGURES
-from tokenpool.runs.results import Results, Row, pack
+from tokenpool.measure import compare, rows
+from tokenpool.measure.compare import Entry
+from tokenpool.measure.rows import Results, Row, pack
+from tokenpool.models.published import CONTENDERS
+from tokenpool.report import board, claims, compare_page, verdicts
+from tokenpool.train.plan import FIGURES
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = 1000
@@ -41,12 +42,12 @@ def row(method="wk_medoids", top1=0.8, saving=0.42, seed=0, stage="finetuned", s
 
 
 def frame(*rows):
-    return results.frame(list(rows))
+    return rows.frame(list(rows))
 
 
 def test_bits_survive_the_file():
     right = np.random.default_rng(0).random(2503) < 0.4
-    assert np.array_equal(results.unpack(pack(right), 2503), right)
+    assert np.array_equal(rows.unpack(pack(right), 2503), right)
 
 
 def test_the_gap_is_mcnemars():
@@ -169,14 +170,14 @@ def test_rows_merge_without_conflict_and_come_back_the_same(tmp_path):
 
 
 def test_rows_of_before_training_are_still_read(tmp_path):
-    old = results.COLUMNS[:results.COLUMNS.index("date") + 1]
+    old = rows.COLUMNS[:rows.COLUMNS.index("date") + 1]
     path = tmp_path / "results.csv"
     path.write_text(",".join(old) + "\n" + ",".join(str(getattr(row(), c)) for c in old) + "\n")
     store = Results(path)
     assert store.rows[0].stage == "untouched"
     store.add(row("top_k"))
     assert [r.method for r in Results(path).rows] == ["wk_medoids", "top_k"]
-    assert path.read_text().splitlines()[0] == ",".join(results.COLUMNS)
+    assert path.read_text().splitlines()[0] == ",".join(rows.COLUMNS)
 
 
 def test_what_ships_is_what_the_documents_say():
@@ -189,7 +190,7 @@ def test_what_ships_is_what_the_documents_say():
 def test_the_recommendation_quotes_the_recorded_contests():
     text = (ROOT / "docs" / "choices.md").read_text()
     for entries in board.read([ROOT / "data" / "runs"]).contests:
-        for sentence in contest_page.told(entries):
+        for sentence in compare_page.told(entries):
             assert f"- {sentence}\n" in text
 
 
@@ -199,8 +200,8 @@ def test_shipped_evidence_has_cards_and_no_paths_of_a_machine():
     assert "pebbles" in evidence.presets
     for r in evidence.rows.itertuples():
         assert (r.preset, r.run) in evidence.cards, r.run
-        assert results.unpack(r.right, r.pictures).mean() == pytest.approx(r.top1)
-    contests = results.frame([e for entries in evidence.contests for e in entries], Entry)
+        assert rows.unpack(r.right, r.pictures).mean() == pytest.approx(r.top1)
+    contests = rows.frame([e for entries in evidence.contests for e in entries], Entry)
     text = json.dumps(list(evidence.cards.values())) + evidence.rows.drop(columns="right").to_csv() \
         + contests.drop(columns="right").to_csv()
     assert not re.search(r"""["', ]/\w+/""", text)                       # an absolute path
@@ -213,14 +214,14 @@ def test_shipped_contests_are_complete_and_come_back_the_same(tmp_path):
     assert [(entries[0].model, entries[0].pictures) for entries in evidence.contests] == [("imagenet50_cpu/ti", 2500),
                                                                                         ("pebbles_vit", 600)]
     for entries in evidence.contests:
-        place = contest_page.by_place(entries)
+        place = compare_page.by_place(entries)
         assert len(place) == len(entries)
         assert len({(e.weights, e.device, e.batch_size, e.top1_plain) for e in entries}) == 1
         for c in CONTENDERS:
-            for fair in contest.FAIR:
+            for fair in compare.FAIR:
                 assert (c.label, fair, 0.42) in place
         for e in entries:
-            assert results.unpack(e.right, e.pictures).mean() == pytest.approx(e.top1)
+            assert rows.unpack(e.right, e.pictures).mean() == pytest.approx(e.top1)
             cost = e.gmacs / e.gmacs_plain if e.fair == "macs" else e.time
             assert cost == pytest.approx(1 - e.budget, rel=0.03 if e.fair == "macs" else 0.12)
     board.collect(evidence, tmp_path)

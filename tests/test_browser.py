@@ -23,7 +23,7 @@ import pytest
 from browsing import CHROMIUM, launch, press, save_picture, wait_for_words, watched
 from PIL import Image
 
-from tokenpool.lab.session import LESSONS, Lab
+from tokenpool.lab.kit.session import LESSONS, Lab
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -122,12 +122,12 @@ def test_no_permission_and_foreign_results(tmp_path, capsys):
 
 
 def test_a_full_disk_is_said(tmp_path, capsys, monkeypatch):
-    from tokenpool.runs import results
+    from tokenpool.measure import rows
 
     def full(self, row):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.Results, "add", full)
+    monkeypatch.setattr(rows.Results, "add", full)
     assert main([*SMALL, "--method", "top_k", "--out", str(tmp_path)]) == 2
     assert "The disk is full" in capsys.readouterr().err
 
@@ -145,7 +145,7 @@ def test_ctrl_c_loses_nothing(tmp_path):
     assert process.returncode == 130
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
-    from tokenpool.runs.results import Results
+    from tokenpool.measure.rows import Results
     assert len(Results(csv).rows) >= 3
 
 

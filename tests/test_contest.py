@@ -12,13 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
 from tokenpool.cli import main
-from tokenpool.runs import contenders, contest, contest_page
-from tokenpool.runs.bench import Stopwatch
-from tokenpool.runs.contenders import CONTENDERS, OURS, Contender
-from tokenpool.runs.contest import Entry, measure, read_off
-from tokenpool.runs.datasets import open_data, open_unlabelled
-from tokenpool.runs.results import Results, pack, unpack, wilson
-from tokenpool.runs.weights import load_model
+from tokenpool.data.datasets import open_data, open_unlabelled
+from tokenpool.data.weights import load_model
+from tokenpool.measure import compare
+from tokenpool.measure.bench import Stopwatch
+from tokenpool.measure.compare import Entry, measure, read_off
+from tokenpool.measure.rows import Results, pack, unpack, wilson
+from tokenpool.models import published
+from tokenpool.models.published import CONTENDERS, OURS, Contender
+from tokenpool.report import compare_page
 
 TOP_K = Contender("top-K (PoWER-BERT)", dict(method="top_k", position="before_mlp"))
 MEANS = Contender("WK-Means", dict(method="wk_means"))
@@ -67,9 +69,9 @@ def test_equal_time_is_equal_by_a_clock_that_counts_work(field):
         if e.fair == "time":
             assert e.time == pytest.approx(1 - e.budget, rel=0.04)
     for budget in (0.42, 0.6):
-        same, timed = (at(entries, TOP_K.label, fair, budget) for fair in contest.FAIR)
+        same, timed = (at(entries, TOP_K.label, fair, budget) for fair in compare.FAIR)
         assert timed.saving == pytest.approx(same.saving, abs=0.02)
-        cheap, clocked = (at(entries, MEANS.label, fair, budget) for fair in contest.FAIR)
+        cheap, clocked = (at(entries, MEANS.label, fair, budget) for fair in compare.FAIR)
         assert clocked.saving < cheap.saving - 0.03
         assert sum(map(int, clocked.schedule.split())) > sum(map(int, cheap.schedule.split()))
 
@@ -109,9 +111,9 @@ def test_who_cannot_meet_a_budget_has_no_entry(field, tmp_path):
     model, pictures, few, _, _ = field
     found = measure(model, "pebbles_vit", pictures, few, Results(tmp_path / "p.csv", Entry), (0.3, 0.86),
                     (TOP_K, MEANS), rounds=1, batch_size=4, watch=CountsWork())
-    for fair in contest.FAIR:
+    for fair in compare.FAIR:
         assert {e.label for e in found if (e.fair, e.budget) == (fair, 0.86)} == {TOP_K.label}
-    assert sorted(line[2] == "-" for line in contest_page.cells(found, "macs")) == [False, True]
+    assert sorted(line[2] == "-" for line in compare_page.cells(found, "macs")) == [False, True]
 
 
 def test_read_off():
@@ -127,11 +129,11 @@ def test_who_takes_part():
     assert len({c.label for c in CONTENDERS}) == len(CONTENDERS)
     assert {c.options["method"] for c in CONTENDERS} >= {"ward", "tome", "pitome", "agglomerative", "dpc_knn", "evit",
                                                          "ats", "top_k_class", "top_k", "wk_medoids", "random"}
-    names = [c.label for c in contenders.chosen(["ToMe", "evit"])]
+    names = [c.label for c in published.chosen(["ToMe", "evit"])]
     assert names == [OURS.label, "ToMe", "ToMe, fitted K", "ToMe on tokens", "ToMe on tokens, fitted K", "EViT"]
-    assert contenders.chosen(["importance"])[-1].options == dict(method="importance")
+    assert published.chosen(["importance"])[-1].options == dict(method="importance")
     with pytest.raises(ValueError, match="Did you mean 'tome'"):
-        contenders.chosen(["tom"])
+        published.chosen(["tom"])
 
 
 # ---- what is told ----
@@ -146,26 +148,26 @@ def entry(field, name, fair, budget, right, fitted=False):
 def test_gaps_are_paired(field):
     """Ten pictures more right of 100, none less: +10, and only the ten that differ count."""
     ours, other = (entry(field, n, "macs", 0.5, [True] * k + [False] * (100 - k)) for n, k in (("a", 60), ("b", 50)))
-    found = contest_page.gap(ours, other)
+    found = compare_page.gap(ours, other)
     assert found.mean == pytest.approx(10)
     assert found.half == pytest.approx(196 * np.sqrt(0.1 * 0.9 / 99))
     assert found.mark == "↓"
-    assert contest_page.gap(other, ours).mark == "↑"
-    assert contest_page.gap(ours, ours).mark == " "
+    assert compare_page.gap(other, ours).mark == "↑"
+    assert compare_page.gap(ours, ours).mark == " "
     mixed = entry(field, "c", "macs", 0.5, [False] * 8 + [True] * 50 + [False] * 42)
-    assert contest_page.gap(ours, mixed).mark == "↓"
-    assert contest_page.gap(other, mixed).mark == " "
+    assert compare_page.gap(ours, mixed).mark == "↓"
+    assert compare_page.gap(other, mixed).mark == " "
 
 
 def test_the_table_and_the_sentences(field):
-    best = [entry(field, "tokenpool", f, 0.5, [True] * 60 + [False] * 40, True) for f in contest.FAIR]
+    best = [entry(field, "tokenpool", f, 0.5, [True] * 60 + [False] * 40, True) for f in compare.FAIR]
     tome = [entry(field, "ToMe", f, 0.5, [True] * n + [False] * (100 - n)) for f, n in (("macs", 40), ("time", 59))]
-    ours_too = [entry(field, "ToMe on tokens", f, 0.5, [True] * 90 + [False] * 10) for f in contest.FAIR]
+    ours_too = [entry(field, "ToMe on tokens", f, 0.5, [True] * 90 + [False] * 10) for f in compare.FAIR]
     entries = [*tome, *ours_too, *best]
-    assert [line[0] for line in contest_page.cells(entries, "macs")] == [OURS.label, "ToMe on tokens", "ToMe"]
-    assert [line[1].split()[0] for line in contest_page.cells(entries, "macs")] == ["60.0", "90.0", "40.0"]
-    assert [line[1][-1] for line in contest_page.cells(entries, "macs")] == [" ", "↑", "↓"]
-    by_cost, by_time = contest_page.told(entries)
+    assert [line[0] for line in compare_page.cells(entries, "macs")] == [OURS.label, "ToMe on tokens", "ToMe"]
+    assert [line[1].split()[0] for line in compare_page.cells(entries, "macs")] == ["60.0", "90.0", "40.0"]
+    assert [line[1][-1] for line in compare_page.cells(entries, "macs")] == [" ", "↑", "↓"]
+    by_cost, by_time = compare_page.told(entries)
     assert "-50%: +20.0 ± 7.9 over ToMe. Clearly above at 1 of 1 budgets" in by_cost
     assert "Clearly above at 0 of 1 budgets, not to be told apart at 1" in by_time
 

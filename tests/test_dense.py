@@ -8,9 +8,10 @@ import torch
 
 import tokenpool as tp
 from tokenpool.cli import main
-from tokenpool.runs import dense, dense_page
-from tokenpool.runs.evaluate import Setting
-from tokenpool.runs.pebbles import CLASSES, MATERIALS, Pebbles
+from tokenpool.data.pebbles import CLASSES, MATERIALS, Pebbles
+from tokenpool.measure import dense
+from tokenpool.measure.accuracy import Setting
+from tokenpool.report import dense_page
 
 
 def test_mean_iou_by_hand():

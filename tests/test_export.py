@@ -9,7 +9,8 @@ import torch
 
 import tokenpool as tp
 from tokenpool.cli import main
-from tokenpool.runs import datasets, export, weights
+from tokenpool.data import datasets, weights
+from tokenpool.measure import export
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -11,7 +11,7 @@ from timm.models import Eva, VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
-from tokenpool import attention
+from tokenpool.models import attention
 
 NAMES = sorted({n for module in ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
                 for n in timm.list_models(module=module)})

@@ -12,7 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
-from tokenpool import attention, hf
+from tokenpool.models import attention
+from tokenpool.models import transformers as adapter
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers to test its models")
 
@@ -87,7 +88,7 @@ def test_the_block_with_a_score_is_theirs(name, options):
     """Scored blocks have an attention of our own: the same tokens, and the matrix that transformers reports."""
     model, x = make(name, options), pictures()
     model.set_attn_implementation("eager")
-    vit = hf.as_timm(model)
+    vit = adapter.as_timm(model)
     said = model(x, output_hidden_states=True, output_attentions=True)
     before, after = said.hidden_states[1:3]
     out, matrix = attention.block_with_score(vit.blocks[1], before, None, None)
@@ -229,11 +230,11 @@ def test_the_models_to_use_instead_exist():
     import re
 
     import timm
-    for why in hf._ELSEWHERE.values():
+    for why in adapter._ELSEWHERE.values():
         for name in re.findall(r"create_model\('(\w+)'", why):
             with torch.device("meta"):
                 tp.PooledViT(timm.create_model(name))
-    assert all(hasattr(transformers, name) for name in hf.MODELS)
+    assert all(hasattr(transformers, name) for name in adapter.MODELS)
 
 
 def test_a_model_with_its_own_forward_is_refused():

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save, save_file
 
-from tokenpool.runs.weights import load_model
+from tokenpool.data.weights import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME, REPOSITORY = "deit_tiny_patch16_224", "timm/deit_tiny_patch16_224.fb_in1k"

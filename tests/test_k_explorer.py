@@ -15,9 +15,9 @@ from lessons import lesson
 from PIL import Image
 
 import tokenpool as tp
-from tokenpool.lab import k_explorer as K
-from tokenpool.lab.controls import Choice, Number
-from tokenpool.lab.session import Lab, pebbles, shipped_vit
+from tokenpool.lab.k_explorer.explorer import explorer as K
+from tokenpool.lab.kit.session import Lab, pebbles, shipped_vit
+from tokenpool.lab.widgets.controls import Choice, Number
 
 PRESETS = lesson("05").presets()
 

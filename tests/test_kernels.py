@@ -1,4 +1,4 @@
-"""Every kernel against pool.py: the same answers, wherever they are computed.
+"""Every kernel against clustering.py: the same answers, wherever they are computed.
 
 The Triton programs run through Triton's interpreter where there is no GPU, in a process of their own, because Triton
 decides when it is imported. That they also compile for a GPU is tested without one.
@@ -15,7 +15,8 @@ import timm
 import torch
 
 import tokenpool as tp
-from tokenpool import attention, kernels, pool
+from tokenpool.core import clustering, kernels
+from tokenpool.models import attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -23,10 +24,10 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 
 def modules():
     if INTERPRETED or DEVICE == "cuda":
-        from tokenpool.kernels import cuda
+        from tokenpool.core.kernels import cuda
         yield pytest.param(cuda, id="triton")
     if not INTERPRETED and find_spec("numba"):
-        from tokenpool.kernels import cpu
+        from tokenpool.core.kernels import cpu
         yield pytest.param(cpu, id="numba")
 
 
@@ -46,7 +47,7 @@ def clouds(kind, n=70, c=24, b=2):
         x[:, 5] *= 1e-6
     weights = torch.rand(b, n, generator=g) ** 3
     weights[:, ::7] = 0
-    return pool.centred(x).to(DEVICE), weights.to(DEVICE)
+    return clustering.centred(x).to(DEVICE), weights.to(DEVICE)
 
 
 KINDS = ("random", "clustered", "duplicated", "extreme")
@@ -61,7 +62,7 @@ def home(kernel):
 @pytest.mark.parametrize("kind", KINDS)
 def test_distances(kernel, kind):
     x, _ = (t.to(home(kernel)) for t in clouds(kind))
-    d, exact = kernel.pairwise(x), pool.pairwise(x.double())
+    d, exact = kernel.pairwise(x), clustering.pairwise(x.double())
     assert torch.equal(d, d.mT)
     scale = (x.double() ** 2).sum(-1)
     assert ((d - exact).abs() <= 2e-6 * (scale[:, :, None] + scale[:, None, :]) + 1e-12).all()
@@ -70,16 +71,16 @@ def test_distances(kernel, kind):
 @each_kernel
 @pytest.mark.parametrize("kind", KINDS)
 def test_starts_and_medoids(kernel, kind):
-    """Labels and medoids are pool.py's; among copies, where everything is a tie, the loss is."""
+    """Labels and medoids are clustering.py's; among copies, where everything is a tie, the loss is."""
     x, weights = (t.to(home(kernel)) for t in clouds(kind))
-    d = pool.pairwise(x)
+    d = clustering.pairwise(x)
     for k in KS:
         start = kernel.farthest_first(d, k)
-        assert torch.equal(start, pool.farthest_first(d, k))
-        for first in (start, pool.top_k(weights, k)):
+        assert torch.equal(start, clustering.farthest_first(d, k))
+        for first in (start, clustering.top_k(weights, k)):
             for mass in (weights, torch.ones_like(weights)):
                 labels, medoids = kernel.k_medoids(d, first, mass, 4)
-                theirs = pool.k_medoids(d, first, mass, 4)
+                theirs = clustering.k_medoids(d, first, mass, 4)
                 if kind != "duplicated":
                     assert torch.equal(labels, theirs[0])
                     assert torch.equal(medoids, theirs[1])
@@ -96,15 +97,16 @@ def loss(d, labels, medoids, mass):
 def test_k_means(kernel, kind):
     x, weights = (t.to(home(kernel)) for t in clouds(kind))
     for k in KS:
-        start = pool.top_k(torch.rand(2, 70, generator=torch.Generator().manual_seed(2)).to(x.device), k)
+        start = clustering.top_k(torch.rand(2, 70, generator=torch.Generator().manual_seed(2)).to(x.device), k)
         for mass in (weights, torch.ones_like(weights)):
             labels, nearest = kernel.k_means(x, start, mass, 4)
-            theirs, _ = pool.k_means(x, start, mass, 4)
+            theirs, _ = clustering.k_means(x, start, mass, 4)
             if kind in ("random", "clustered"):
                 assert torch.equal(labels, theirs)
-            assert (pool.members(labels, k).sum(1) >= 1).all()
+            assert (clustering.members(labels, k).sum(1) >= 1).all()
             assert torch.equal(labels.gather(1, nearest), torch.arange(k, device=x.device).expand(2, -1))
-            lost = [(mass * (x - pool.take(pool.cluster_means(x, some, k, mass), some)).square().sum(-1)).sum(1)
+            means = clustering.cluster_means
+            lost = [(mass * (x - clustering.take(means(x, some, k, mass), some)).square().sum(-1)).sum(1)
                     for some in (labels, theirs)]
             torch.testing.assert_close(*lost, rtol=1e-3 if kind != "random" else 1e-5, atol=1e-3)
 
@@ -113,13 +115,13 @@ def test_k_means(kernel, kind):
 @pytest.mark.parametrize("linkage", ["ward", "average", "complete"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bottom_up(kernel, kind, linkage):
-    """The same groups, numbers and medoids as pool.py, copies and tokens that stand for nobody included."""
+    """The same groups, numbers and medoids as clustering.py, copies and tokens that stand for nobody included."""
     x, weights = (t.to(home(kernel)) for t in clouds(kind))
-    d = pool.pairwise(x)
+    d = clustering.pairwise(x)
     for k in (30,) if INTERPRETED else KS:
         for mass in (weights, (4 * weights).ceil()):
             labels, medoids = kernel.agglomerative(d, k, mass, linkage)
-            theirs = pool.agglomerative(d, k, mass, linkage)
+            theirs = clustering.agglomerative(d, k, mass, linkage)
             assert torch.equal(labels, theirs[0])
             assert torch.equal(labels.gather(1, medoids), torch.arange(k, device=d.device).expand(2, -1))
             torch.testing.assert_close(loss(d, labels, medoids, mass), loss(d, *theirs, mass))
@@ -133,17 +135,17 @@ def test_bottom_up_survives_what_is_not_a_number(kernel):
     d[0], d[1, 3], d[1, :, 3], d[2, 4], d[2, :, 4] = torch.nan, torch.nan, torch.nan, torch.inf, torch.inf
     for linkage in ("ward", "average"):
         labels, medoids = kernel.agglomerative(d, 6, torch.ones(3, 20, device=d.device), linkage)
-        assert (pool.members(labels, 6).sum(1) >= 1).all()
+        assert (clustering.members(labels, 6).sum(1) >= 1).all()
         assert set(medoids.flatten().tolist()) <= set(range(20))
 
 
 @each_kernel
 def test_means_and_their_gradient(kernel):
     x, weights = (t.to(home(kernel)) for t in clouds("random"))
-    labels, _ = pool.k_medoids(pool.pairwise(x), pool.top_k(weights, 20), weights, 3)
+    labels, _ = clustering.k_medoids(clustering.pairwise(x), clustering.top_k(weights, 20), weights, 3)
     pull = torch.randn(2, 20, 24, generator=torch.Generator().manual_seed(3)).to(x.device)
     found = []
-    for module in (kernel, pool):
+    for module in (kernel, clustering):
         tokens = x.clone().requires_grad_()
         means = module.cluster_means(tokens, labels, 20, weights)
         (means * pull).sum().backward()
@@ -155,7 +157,7 @@ def test_means_and_their_gradient(kernel):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("kind", ["received", "received_with_self"])
 def test_triton_attention_received(kind, biased):
-    from tokenpool.kernels import cuda
+    from tokenpool.core.kernels import cuda
     g = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 70, 3, 42, generator=g).transpose(1, 2).to(DEVICE) for _ in range(2))
     bias = torch.randint(1, 9, (2, 1, 1, 70), generator=g).log().to(DEVICE) if biased else None
@@ -182,7 +184,7 @@ if not INTERPRETED:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        from tokenpool.kernels import cuda
+        from tokenpool.core.kernels import cuda
         types = {"scale": "fp32"}                # all other arguments are sizes and strides
         types |= dict.fromkeys(("x", "norms", "d", "mass", "cost", "means", "totals", "sums", "received"), "*fp32")
         types |= dict.fromkeys(("gap", "low_of"), "*fp32") | dict.fromkeys(("near_of", "head_of"), "*i64")
@@ -206,11 +208,11 @@ if not INTERPRETED:
     def test_which_kernel_is_taken(monkeypatch):
         cpu, cuda = torch.device("cpu"), torch.device("cuda")
         monkeypatch.delenv("TOKENPOOL_KERNEL", raising=False)
-        assert kernels.pick("plain", cuda) is pool
+        assert kernels.pick("plain", cuda) is clustering
         if find_spec("numba"):
-            assert kernels.pick("auto", cpu) is kernels.pick("numba", cpu) is not pool
+            assert kernels.pick("auto", cpu) is kernels.pick("numba", cpu) is not clustering
         monkeypatch.setenv("TOKENPOOL_KERNEL", "plain")
-        assert kernels.pick("auto", cpu) is pool
+        assert kernels.pick("auto", cpu) is clustering
         monkeypatch.setenv("TOKENPOOL_KERNEL", "fast")
         with pytest.raises(ValueError, match="TOKENPOOL_KERNEL='fast' is no kernel"):
             kernels.pick("auto", cpu)
@@ -222,10 +224,10 @@ if not INTERPRETED:
     def test_a_missing_or_broken_package_means_plain(monkeypatch, caplog):
         monkeypatch.delenv("TOKENPOOL_KERNEL", raising=False)
         cpu = torch.device("cpu")
-        monkeypatch.setattr(kernels, "_MODULES", {"plain": pool})
+        monkeypatch.setattr(kernels, "_MODULES", {"plain": clustering})
         kernels._load.cache_clear()
         monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
-        assert kernels.pick("auto", cpu) is pool
+        assert kernels.pick("auto", cpu) is clustering
         with pytest.raises(ValueError, match="pip install numba"):
             kernels.pick("numba", cpu)
 
@@ -235,7 +237,7 @@ if not INTERPRETED:
         kernels._load.cache_clear()
         monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: True)
         monkeypatch.setattr(kernels.importlib, "import_module", refuse)
-        assert kernels.pick("auto", cpu) is pool
+        assert kernels.pick("auto", cpu) is clustering
         assert "Numba needs NumPy 2.3 or less" in caplog.text
         kernels._load.cache_clear()
 
@@ -268,7 +270,7 @@ if not INTERPRETED:
 
     def test_large_sets_are_pooled_in_parts(monkeypatch):
         """A few pictures, and a few heads, at a time: the same answer, to the last bit."""
-        from tokenpool import methods
+        from tokenpool.core import methods
         x, weights = clouds("random", b=5)
         whole = tp.pool_tokens(x, 9, weights=weights)
         monkeypatch.setattr(methods, "_PAIRS", {"cpu": 2 * 70**2})

@@ -11,14 +11,14 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from tokenpool.lab import k_explorer, start
-from tokenpool.lab.cards import Card, inline
-from tokenpool.lab.controls import Choice, Number, Slider, Switch
-from tokenpool.lab.exercises import Exercise, Wrong, ensure, exercise, expect
-from tokenpool.lab.explorer import Explorer
-from tokenpool.lab.figure import details, show, styled
-from tokenpool.lab.predictions import Prediction, PredictionCard
-from tokenpool.lab.session import LESSONS, Lab
+from tokenpool.lab import start
+from tokenpool.lab.kit.cards import Card, inline
+from tokenpool.lab.kit.exercises import Exercise, Wrong, ensure, exercise, expect
+from tokenpool.lab.kit.figure import details, show, styled
+from tokenpool.lab.kit.predictions import Prediction, PredictionCard
+from tokenpool.lab.kit.session import LESSONS, Lab
+from tokenpool.lab.widgets.controls import Choice, Number, Slider, Switch
+from tokenpool.lab.widgets.explorer import Explorer
 
 # ---- set-up ----
 

@@ -8,8 +8,8 @@ import torch
 from lessons import check_exercise, state_words
 
 import tokenpool as tp
+from tokenpool.lab.kit.session import Lab
 from tokenpool.lab.lessons import start_here as toys
-from tokenpool.lab.session import Lab
 
 
 @pytest.fixture(scope="module")

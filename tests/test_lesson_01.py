@@ -8,8 +8,8 @@ import torch
 from lessons import check_exercise, state_words
 
 import tokenpool as tp
+from tokenpool.core.schedule import geometric
 from tokenpool.lab.lessons import compute as costs
-from tokenpool.schedule import geometric
 
 # ---- exercises ----
 

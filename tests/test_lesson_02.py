@@ -11,10 +11,10 @@ from lessons import check_exercise, lesson
 from scipy.special import ive
 
 import tokenpool as tp
-from tokenpool.attention import normalise_qk
-from tokenpool.lab.session import photograph_vit, shipped_vit
-from tokenpool.runs.datasets import scale
-from tokenpool.runs.pebbles import Pebbles
+from tokenpool.data.datasets import scale
+from tokenpool.data.pebbles import Pebbles
+from tokenpool.lab.kit.session import photograph_vit, shipped_vit
+from tokenpool.models.attention import normalise_qk
 
 smoothing = lesson("02")
 

@@ -9,8 +9,8 @@ import torch
 from lessons import check_exercise, lesson, state_words
 
 import tokenpool as tp
-from tokenpool import pool
-from tokenpool.lab.session import pebbles, shipped_vit, start
+from tokenpool.core import clustering
+from tokenpool.lab.kit.session import pebbles, shipped_vit, start
 
 toys = lesson("04")
 
@@ -95,7 +95,7 @@ def test_medoid_update_takes_lists_of_indices_and_the_packages_vectorised_form()
     def vectorised(d, labels, w, k):
         same = labels[:, None] == labels[None]
         cost = (d * same * w[None]).sum(1)
-        return torch.where(pool.members(labels[None], k)[0], cost[:, None], torch.inf).argmin(0)
+        return torch.where(clustering.members(labels[None], k)[0], cost[:, None], torch.inf).argmin(0)
 
     assert toys.medoid_update.check(vectorised).state == "right"
     listed = toys.medoid_update.solution
@@ -170,7 +170,7 @@ def test_steps_equal_loops_over_numbers(method):
 @pytest.mark.parametrize(("method", "output"), [("k_means", "mean"), ("k_medoids", "medoid")])
 def test_steps_equal_the_package(method, output):
     f, score = toys.cloud(toys.CLOUDS[0])
-    begin = pool.top_k(score[None], 4)
+    begin = clustering.top_k(score[None], 4)
     run = toys.steps(f, begin[0], method, rounds=5)
     out = tp.pool_tokens(f[None], 4, method=method, init=begin, n_iter=5, output=output)
     assert torch.allclose(run[10].centres.float(), out.tokens[0], atol=1e-4)
@@ -180,7 +180,7 @@ def test_steps_equal_the_package(method, output):
 
 def test_the_toy_of_the_notebook():
     f, score = toys.six_tokens()
-    begin = pool.top_k(score[None], 3)[0].sort().values
+    begin = clustering.top_k(score[None], 3)[0].sort().values
     runs = {m: toys.steps(f, begin, m) for m in ("k_means", "k_medoids")}
     assert [round(s.error, 2) for s in runs["k_means"][1:4]] == [165, 74.75, 74.75]
     assert [round(s.error, 2) for s in runs["k_medoids"][1:7]] == [165, 117, 65, 30, 6, 6]
@@ -276,7 +276,7 @@ def test_random_starts_differ_from_picture_to_picture():
     assert all(len(set(s)) == 16 for s in starts.tolist())
     assert len({tuple(sorted(s)) for s in starts.tolist()}) == 50
     x = torch.randn(6, 20, 3, generator=torch.Generator().manual_seed(0))
-    plus = toys.make_start("k_means_plus_plus", pool.pairwise(x), torch.ones(6, 20), 5, seed=0)
+    plus = toys.make_start("k_means_plus_plus", clustering.pairwise(x), torch.ones(6, 20), 5, seed=0)
     assert plus.shape == (6, 5)
     assert all(len(set(s)) == 5 for s in plus.tolist())
     assert len({s[0] for s in plus.tolist()}) > 1, "every picture draws for itself"
@@ -375,11 +375,11 @@ def test_scene_starts_and_ends_where_the_package_does(start_name):
 def test_left_alone_means_settled():
     f, _ = toys.cloud(toys.CLOUDS[3])
     for method in ("k_means", "k_medoids"):
-        x = pool.centred(f[None]).expand(50, -1, -1)
+        x = clustering.centred(f[None]).expand(50, -1, -1)
         begin = torch.cat([toys.cloud_start(toys.CLOUDS[3], 8, "random", s) for s in range(50)])
         ones = x.new_ones(x.shape[:2])
-        source = pool.pairwise(x) if method == "k_medoids" else x
-        last, more = (getattr(pool, method)(source, begin, ones, toys._LAST + extra)[0] for extra in (0, 1))
+        source = clustering.pairwise(x) if method == "k_medoids" else x
+        last, more = (getattr(clustering, method)(source, begin, ones, toys._LAST + extra)[0] for extra in (0, 1))
         assert torch.equal(last, more)
 
 

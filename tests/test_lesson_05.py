@@ -8,8 +8,8 @@ import torch
 from lessons import check_exercise, lesson
 
 import tokenpool as tp
-from tokenpool.lab.session import pebbles, shipped_vit
-from tokenpool.schedule import from_soft_masks
+from tokenpool.core.schedule import from_soft_masks
+from tokenpool.lab.kit.session import pebbles, shipped_vit
 
 L = lesson("05")
 

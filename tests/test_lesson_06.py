@@ -11,12 +11,12 @@ import torch
 from lessons import state_words
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from tokenpool.attention import attention_half, normalise_qk
-from tokenpool.lab.session import Lab, photograph_vit, shipped_vit
-from tokenpool.runs.claims import Table, gap
-from tokenpool.runs.plan import plan
-from tokenpool.runs.recipe import load_preset
-from tokenpool.runs.results import pack
+from tokenpool.lab.kit.session import Lab, photograph_vit, shipped_vit
+from tokenpool.measure.rows import pack
+from tokenpool.models.attention import attention_half, normalise_qk
+from tokenpool.report.claims import Table, gap
+from tokenpool.train.plan import plan
+from tokenpool.train.recipe import load_preset
 
 toys = lessons.lesson("06")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from lessons import check_exercise, lesson, state_words
 
-from tokenpool.runs import Stop
-from tokenpool.runs.recipe import Recipe, load_preset
-from tokenpool.runs.results import unpack
+from tokenpool.measure.rows import unpack
+from tokenpool.train import Stop
+from tokenpool.train.recipe import Recipe, load_preset
 
 runs = lesson("07")
 

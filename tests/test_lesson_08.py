@@ -10,10 +10,10 @@ import pytest
 import torch
 from lessons import check_exercise, lesson, state_words
 
-from tokenpool.lab.session import LESSONS
-from tokenpool.runs.claims import UNDECIDED, claims, gap
-from tokenpool.runs.results import unpack
-from tokenpool.runs.verdicts import FAILS, HOLDS, UNTESTED, verdicts
+from tokenpool.lab.kit.session import LESSONS
+from tokenpool.measure.rows import unpack
+from tokenpool.report.claims import UNDECIDED, claims, gap
+from tokenpool.report.verdicts import FAILS, HOLDS, UNTESTED, verdicts
 
 ev = lesson("08")
 
@@ -206,7 +206,7 @@ def test_choosing_among_equals_is_all_luck_and_among_one_is_none(monkeypatch):
 # ---- latency ----
 
 def test_interleaved_counts_equal_macs_and_takes_every_round():
-    from tokenpool.lab.session import pebbles, shipped_vit
+    from tokenpool.lab.kit.session import pebbles, shipped_vit
     found = ev.interleaved(shipped_vit(), pebbles(4)[0], rounds=2).set_index("system")
     assert found.loc["plain", "time"] == found.loc["plain", "macs"] == 100
     pooled = found.drop("plain")

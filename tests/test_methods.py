@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tokenpool as tp
-from tokenpool import methods, select
+from tokenpool.core import methods, selection
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,10 +79,10 @@ def test_grid_average_equals_torchs_average_pooling():
 @pytest.mark.parametrize(("rows", "cols"), [(14, 14), (8, 8), (4, 9), (1, 7)])
 def test_grid_cells_are_never_empty_and_balanced(rows, cols):
     n = rows * cols
-    place = select.grid_positions(rows, cols)
+    place = selection.grid_positions(rows, cols)
     for k in range(1, n + 1):
-        sizes = select.grid_cells(place, k, rows / cols).bincount() if n == 1 else \
-            torch.bincount(select.grid_cells(place, k, rows / cols)[0], minlength=k)
+        sizes = selection.grid_cells(place, k, rows / cols).bincount() if n == 1 else \
+            torch.bincount(selection.grid_cells(place, k, rows / cols)[0], minlength=k)
         assert sizes.min() >= 1
         assert sizes.max() - sizes.min() <= 1
 

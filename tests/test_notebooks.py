@@ -18,7 +18,7 @@ import tidy_notebooks
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from tokenpool.lab.session import LESSONS
+from tokenpool.lab.kit.session import LESSONS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

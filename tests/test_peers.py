@@ -7,11 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
-from tokenpool import attention, peers, pool
-from tokenpool.methods import Pooling
-from tokenpool.runs import weights
-from tokenpool.runs.datasets import scale
-from tokenpool.runs.pebbles import Pebbles
+from tokenpool.core import clustering, merging
+from tokenpool.core.methods import Pooling
+from tokenpool.data import weights
+from tokenpool.data.datasets import scale
+from tokenpool.data.pebbles import Pebbles
+from tokenpool.models import attention
 
 MERGINGS = ("ward", "evit", "tome", "pitome", "dpc_knn", "agglomerative")
 
@@ -85,7 +86,7 @@ def loops_of_pitome(f, r, margin):
 @pytest.mark.parametrize("k", [16, 12, 9])
 def test_pitome_equals_its_loops(depth, k):
     x, w = cloud(4)
-    labels, indices = peers.pitome(x, k, torch.ones_like(w), depth)
+    labels, indices = merging.pitome(x, k, torch.ones_like(w), depth)
     margin = 0.5 if depth is None else 0.9 * (1 - depth)
     for b in range(len(x)):
         assert groups(labels[b]) == loops_of_pitome(x[b].numpy(), 17 - k, margin)
@@ -95,7 +96,7 @@ def test_pitome_equals_its_loops(depth, k):
 def test_pitome_protects_what_is_alone():
     """Twelve tokens crowd around one direction, four stand alone: all that merge are of the crowd."""
     x = on_a_circle(*range(0, 12), 100, 170, 240, 300)
-    labels, _ = peers.pitome(x, 11, torch.ones(1, 16, dtype=x.dtype))
+    labels, _ = merging.pitome(x, 11, torch.ones(1, 16, dtype=x.dtype))
     assert all(len(g) == 1 for g in groups(labels[0]) if max(g) >= 12)
 
 
@@ -135,7 +136,7 @@ def loops_of_ats(w, k):
 def test_ats_equals_its_loops(k):
     _, w = cloud(5, b=6)
     w = w ** 4
-    assert peers.ats(w, k).tolist() == [loops_of_ats(row.tolist(), k) for row in w]
+    assert merging.ats(w, k).tolist() == [loops_of_ats(row.tolist(), k) for row in w]
 
 
 def test_the_ats_score_by_hand():
@@ -166,7 +167,7 @@ def loops_of_dpc_knn(x, k):
 @pytest.mark.parametrize("seed", range(3))
 def test_dpc_knn_equals_its_loops(k, seed):
     x, _ = cloud(seed)
-    labels, centers = peers.dpc_knn(pool.pairwise(x), k, 5)
+    labels, centers = merging.dpc_knn(clustering.pairwise(x), k, 5)
     for b in range(len(x)):
         assert (labels[b].tolist(), centers[b].tolist()) == loops_of_dpc_knn(x[b].numpy(), k)
 
@@ -175,9 +176,9 @@ def test_dpc_knn_breaks_ties_by_order_and_does_not_underflow():
     x = torch.zeros(1, 6, 2)
     assert tp.pool_tokens(x, 3, method="dpc_knn").counts.sum() == 6
     far = cloud(0)[0] * 1e4                          # exp(-1e8) is 0: the densities would all be equal
-    a, b = (peers.dpc_knn(pool.pairwise(far), 4, 5)[1], peers.dpc_knn(pool.pairwise(far), 4, 5)[1])
+    a, b = (merging.dpc_knn(clustering.pairwise(far), 4, 5)[1], merging.dpc_knn(clustering.pairwise(far), 4, 5)[1])
     assert torch.equal(a, b)
-    order = pool.pairwise(far).sort(2).values[:, :, :5].mean(2).argmin(1)
+    order = clustering.pairwise(far).sort(2).values[:, :, :5].mean(2).argmin(1)
     assert (a == order[:, None]).any(1).all()        # the densest is a centre
 
 
@@ -210,7 +211,7 @@ def test_a_merging_can_return_one_of_the_tokens():
     x, w = cloud(8)
     for method in MERGINGS:
         out = tp.pool_tokens(x, 5, method=method, weights=w, output="medoid")
-        assert torch.equal(out.tokens, pool.take(x, out.indices))
+        assert torch.equal(out.tokens, clustering.take(x, out.indices))
         assert torch.equal(out.labels.gather(1, out.indices), torch.arange(5).expand(3, -1))
 
 

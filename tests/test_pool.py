@@ -15,7 +15,7 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import KMeans
 
 import tokenpool as tp
-from tokenpool import kernels, pool
+from tokenpool.core import clustering, kernels
 
 CLUSTERINGS = ("k_means", "wk_means", "k_medoids", "wk_medoids")
 
@@ -57,9 +57,9 @@ def test_k_means_equals_scikit_learns_lloyd(weighted, n_iter):
 @pytest.mark.parametrize("seed", range(5))
 def test_k_medoids_equals_the_kmedoids_package(seed):
     x, w = cloud(seed, b=2, n=25)
-    d = pool.pairwise(x)
+    d = clustering.pairwise(x)
     start = start_of(2, 25, 5, seed)
-    labels, medoids = pool.k_medoids(d, start, torch.ones_like(w), 50)
+    labels, medoids = clustering.k_medoids(d, start, torch.ones_like(w), 50)
     for b in range(2):
         theirs = kmedoids.alternating(d[b].numpy(), start[b].numpy().astype(np.uint64), max_iter=50)
         assert sorted(medoids[b].tolist()) == sorted(np.asarray(theirs.medoids).tolist())
@@ -96,7 +96,7 @@ def test_the_best_of_all_starts_is_the_optimum_by_brute_force(seed):
     """K-Medoids from every possible start must include the optimal set, which is a fixed point."""
     x, w = cloud(seed, b=1, n=8, c=2)
     subsets = torch.tensor(list(itertools.combinations(range(8), 3)))
-    d = pool.pairwise(x)[0]
+    d = clustering.pairwise(x)[0]
     best = min((w[0] * d[:, s].min(1).values).sum().item() for s in subsets)
     many = x.expand(len(subsets), -1, -1)
     out = tp.pool_tokens(many, 3, weights=w.expand(len(subsets), -1), init=subsets, output="medoid")
@@ -162,20 +162,20 @@ def test_copies_are_told_apart():
 def test_farthest_first_by_hand():
     # mean 3.5, so 3 is first; then 10 (7 away), then 0 (3 away), then 1
     x = torch.tensor([[[0.0], [1.0], [3.0], [10.0]]])
-    assert pool.farthest_first(pool.pairwise(x), 4).tolist() == [[2, 3, 0, 1]]
+    assert clustering.farthest_first(clustering.pairwise(x), 4).tolist() == [[2, 3, 0, 1]]
 
 
 def test_k_means_plus_plus_draws_in_proportion_to_mass_times_distance():
     x = torch.tensor([[[0.0], [1.0], [3.0]]]).expand(1, 3, 1)
     mass = torch.tensor([[1.0, 2.0, 1.0]])
-    d = pool.pairwise(x)
+    d = clustering.pairwise(x)
     seen = np.zeros(3)
     g = torch.Generator().manual_seed(0)
     first = torch.zeros(3)
     for _ in range(4000):
         noise = torch.rand(2, generator=g)
         noise[0] *= 0.2                          # the first draw then always falls on token 0: its share is 1/4
-        picked = pool.k_means_plus_plus(d, 2, mass, noise)[0].tolist()
+        picked = clustering.k_means_plus_plus(d, 2, mass, noise)[0].tolist()
         first[picked[0]] += 1
         seen[picked[1]] += 1
     assert first.tolist() == [4000, 0, 0]
@@ -289,7 +289,7 @@ def bottom_up(d, k, mass, kind):
 @pytest.mark.parametrize("k", [1, 2, 6, 16, 17])
 def test_bottom_up_equals_scipys_hierarchy(kind, k):
     x, w = cloud(6, n=17, c=5)
-    labels, medoids = bottom_up(pool.pairwise(x), k, torch.ones_like(w), kind)
+    labels, medoids = bottom_up(clustering.pairwise(x), k, torch.ones_like(w), kind)
     for b in range(len(x)):
         between = pdist(x[b].numpy()) if kind == "ward" else pdist(x[b].numpy(), "sqeuclidean")
         assert groups(labels[b]) == groups(fcluster(linkage(between, kind), k, criterion="maxclust"))

@@ -5,55 +5,70 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-#: rows of the table in CONTRIBUTING.md; a module imports only from rows above its own, or from its own room
-LAYERS = [["pool"], ["kernels"], ["select"], ["peers"], ["methods"], ["schedule"], ["cost"], ["attention"],
-          ["models"], ["hf"], ["vit"], ["baselines"], ["search"], ["runs"], ["lab"], ["cli"]]
-RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
+#: the rooms, from the top of the house down: a module imports only from rooms above its own, or from its own
+ROOMS = ("core", "models", "data", "measure", "train", "report", "lab", "cli")
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tokenpool"):
-            parts = node.module.split(".")
-            yield from ([parts[1]] if len(parts) > 1 else [a.name for a in node.names])
-        elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("tokenpool."))
-
-
-def wrong_imports(root):
-    found = []
-    for path in sorted((root / "tokenpool").rglob("*.py")):
-        own = path.relative_to(root / "tokenpool").parts[0].removesuffix(".py")
-        if own == "__init__":
-            continue
-        found += [f"{own} imports {name}" for name in imports(path) if name in RANK and RANK[name] > RANK[own]]
-        assert own in RANK, f"{own} has no row in LAYERS"
+def modules(package):
+    """Dotted name below the package -> names of the package's modules that it imports."""
+    paths = {".".join(p.relative_to(package).with_suffix("").parts).removesuffix(".__init__"): p
+             for p in sorted(package.rglob("*.py"))}
+    found = {}
+    for name, path in paths.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tokenpool."):
+                base = node.module.removeprefix("tokenpool.")
+                imported |= {f"{base}.{a.name}" if f"{base}.{a.name}" in paths else base for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module == "tokenpool":
+                imported |= {a.name for a in node.names if a.name in paths}
+            elif isinstance(node, ast.Import):
+                imported |= {a.name.removeprefix("tokenpool.") for a in node.names if a.name.startswith("tokenpool.")}
+        found[name] = imported - {name}
     return found
 
 
+def wrong_imports(package):
+    graph = modules(package)
+    below = [f"{name} imports {other}" for name, others in graph.items() for other in sorted(others)
+             if name != "__init__" and ROOMS.index(other.split(".")[0]) > ROOMS.index(name.split(".")[0])]
+    try:                                        # inside a room too: no two modules may need each other
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        below.append(" imports ".join(reversed(error.args[1])))
+    return below
+
+
 def test_no_import_runs_the_wrong_way():
-    assert wrong_imports(ROOT) == []
+    assert wrong_imports(ROOT / "tokenpool") == []
+    folders = {p.name for p in (ROOT / "tokenpool").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders == set(ROOMS)
 
 
 def test_a_wrong_import_would_be_seen(tmp_path):
-    (tmp_path / "tokenpool").mkdir()
-    (tmp_path / "tokenpool" / "pool.py").write_text("from tokenpool.vit import PooledViT\n")
-    (tmp_path / "tokenpool" / "select.py").write_text("import tokenpool.runs.train\n")
-    assert wrong_imports(tmp_path) == ["pool imports vit", "select imports runs"]
+    for file, text in {"core/pooling.py": "from tokenpool.models.vit import PooledViT\n", "models/vit.py": "",
+                       "data/one.py": "from tokenpool.data import two\n", "data/two.py": "import tokenpool.data.one\n",
+                       "models/names.py": "import tokenpool.train.loop\n", "train/loop.py": ""}.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    wrong = wrong_imports(tmp_path)
+    assert wrong[:2] == ["core.pooling imports models.vit", "models.names imports train.loop"]
+    assert set(wrong[2].split(" imports ")) == {"data.one", "data.two"}
 
 
 def test_the_core_needs_torch_only():
-    code = ("import sys; sys.modules['timm'] = None; import importlib.util as u\n"
-            f"s = u.spec_from_file_location('pool', {str(ROOT / 'tokenpool' / 'pool.py')!r})\n"
-            "m = u.module_from_spec(s); sys.modules['pool'] = m; s.loader.exec_module(m); print('ok')")
+    code = ("import sys; sys.modules.update(dict.fromkeys(('timm', 'pandas', 'plotly', 'sklearn')))\n"
+            f"import importlib.util as u; p = {str(ROOT / 'tokenpool' / 'core' / 'clustering.py')!r}\n"
+            "s = u.spec_from_file_location('clustering', p)\n"
+            "m = u.module_from_spec(s); sys.modules['clustering'] = m; s.loader.exec_module(m); print('ok')")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "ok\n"
-    assert len((ROOT / "tokenpool" / "pool.py").read_text().splitlines()) <= 250
 
 
 def declared(project):

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 import tokenpool as tp
-from tokenpool.runs import datasets, evaluate, figures, results, verdicts, weights
-from tokenpool.runs.pebbles import CLASSES, MATERIALS, Pebbles
+from tokenpool.data import datasets, weights
+from tokenpool.data.pebbles import CLASSES, MATERIALS, Pebbles
+from tokenpool.measure import accuracy, rows
+from tokenpool.report import figures, verdicts
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny-imagenet-50"
 
@@ -224,28 +226,28 @@ def row(**changes):
                 pictures=1000, reconstruction_error=0.0, images_per_second=10.0, batch_size=100, model="m",
                 weights="w", data="d", device="c", threads=2, tokenpool="0", torch="2", timm="1", python="3",
                 commit="c", date="today")
-    return results.Row(**(base | changes))
+    return rows.Row(**(base | changes))
 
 
 def test_rows_survive_a_cut_off_line(tmp_path):
-    store = results.Results(tmp_path / "r.csv")
+    store = rows.Results(tmp_path / "r.csv")
     store.add(row(key="a", counts=True))
     store.add(row(key="b", schedule="4 3, \"2\""))
     text = (tmp_path / "r.csv").read_text()
     (tmp_path / "r.csv").write_text(text + text.splitlines()[-1][:20])           # stopped while writing a third
-    again = results.Results(tmp_path / "r.csv")
+    again = rows.Results(tmp_path / "r.csv")
     assert again.rows == store.rows
     again.add(row(key="c"))
-    assert [r.key for r in results.Results(tmp_path / "r.csv").rows] == ["a", "b", "c"]
+    assert [r.key for r in rows.Results(tmp_path / "r.csv").rows] == ["a", "b", "c"]
 
 
 def test_files_of_another_version_are_refused(tmp_path):
     (tmp_path / "r.csv").write_text("method,accuracy\ntop_k,0.5\n")
     with pytest.raises(ValueError, match="was written by another version of tokenpool"):
-        results.Results(tmp_path / "r.csv")
-    (tmp_path / "r.csv").write_text(",".join(results.COLUMNS) + "\n1,2,3\n")
+        rows.Results(tmp_path / "r.csv")
+    (tmp_path / "r.csv").write_text(",".join(rows.COLUMNS) + "\n1,2,3\n")
     with pytest.raises(ValueError, match="holds a line that is not a result"):
-        results.Results(tmp_path / "r.csv")
+        rows.Results(tmp_path / "r.csv")
 
 
 def test_wilson_covers_as_it_promises():
@@ -253,25 +255,25 @@ def test_wilson_covers_as_it_promises():
     rng = np.random.default_rng(0)
     for p in (0.5, 0.95, 0.99):
         rights = rng.binomial(600, p, 3000)
-        inside = [low <= p <= high for low, high in (results.wilson(int(r), 600) for r in rights)]
+        inside = [low <= p <= high for low, high in (rows.wilson(int(r), 600) for r in rights)]
         assert 0.93 < np.mean(inside) < 0.975
 
 
 def test_settings_are_each_once_and_seeds_only_where_something_is_drawn():
-    wanted = evaluate.settings(seeds=5)
+    wanted = accuracy.settings(seeds=5)
     assert len(wanted) == len(set(wanted))
     assert {s.seed for s in wanted if s.method == "top_k"} == {0}
     for start in ("random", "k_means_plus_plus"):
         assert {s.seed for s in wanted if s.start == start} == set(range(5))
-    assert {s.method for s in wanted} == {"plain", *evaluate.PAPERS}
-    assert {s.method for s in evaluate.settings(figures=evaluate.FIGURES)} == {"plain", *tp.method_names()}
+    assert {s.method for s in wanted} == {"plain", *accuracy.PAPERS}
+    assert {s.method for s in accuracy.settings(figures=accuracy.FIGURES)} == {"plain", *tp.method_names()}
     assert {s.start for s in wanted if s.method == "wk_medoids"} == set(tp.init_names())
     with pytest.raises(ValueError, match=r"Unknown figure '5c'. Did you mean"):
-        evaluate.settings(figures=["5c"])
+        accuracy.settings(figures=["5c"])
     with pytest.raises(ValueError, match=r"budget of 1.2"):
-        evaluate.settings(budgets=[1.2])
+        accuracy.settings(budgets=[1.2])
     with pytest.raises(ValueError, match="0 seeds"):
-        evaluate.settings(seeds=0)
+        accuracy.settings(seeds=0)
 
 
 # ---- verdicts and figures ----
@@ -285,7 +287,7 @@ def table(gap, start_gap=0.0):
                 rows.append(row(key=f"{method}{start}{saving}{counts}", method=method, start=start, counts=counts,
                                 saving=saving, gmacs=1 - saving, top1=top1, top1_low=top1 - 0.02,
                                 top1_high=top1 + 0.02))
-    return results.frame(rows)
+    return rows.frame(rows)
 
 
 @pytest.mark.parametrize(("gap", "verdict"), [(0.2, verdicts.HOLDS), (-0.2, verdicts.FAILS), (0.01, verdicts.MIXED)])
@@ -301,7 +303,7 @@ def test_robustness_is_a_difference_of_starts(gap, verdict):
 
 
 def test_what_was_not_measured_is_said_to_be_untested():
-    said = verdicts.verdicts(results.frame([row()]))
+    said = verdicts.verdicts(rows.frame([row()]))
     assert sum(v.verdict == verdicts.UNTESTED for v in said) == len(said) - 1          # the counted one holds
     assert next(v for v in said if v.verdict == verdicts.HOLDS).claim.startswith("over 80 %")
 
@@ -329,12 +331,12 @@ def test_cluster_pictures_by_hand():
 # ---- rows ----
 
 def test_frame_has_a_row_per_measurement():
-    assert isinstance(results.frame([row()]), pd.DataFrame)
-    assert list(results.frame([row()]).columns) == list(results.COLUMNS)
+    assert isinstance(rows.frame([row()]), pd.DataFrame)
+    assert list(rows.frame([row()]).columns) == list(rows.COLUMNS)
 
 
 def test_a_graphics_card_is_named_as_torch_names_it(monkeypatch):
-    from tokenpool.runs.evaluate import device_name
+    from tokenpool.measure.accuracy import device_name
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device}")
     assert device_name("cuda:0") == "card cuda:0"
     assert device_name("cpu")

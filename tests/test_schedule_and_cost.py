@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
-from tokenpool.runs import weights
-from tokenpool.runs.datasets import scale
-from tokenpool.runs.pebbles import Pebbles
-from tokenpool.schedule import between, by_error, check_schedule, for_saving, from_soft_masks, geometric, levels
+from tokenpool.core.schedule import between, by_error, check_schedule, for_saving, from_soft_masks, geometric, levels
+from tokenpool.data import weights
+from tokenpool.data.datasets import scale
+from tokenpool.data.pebbles import Pebbles
 
 #: paper.md section 4 (P and C): GMACs, share of fully connected layers, share of attention
 DEIT = [("deit_tiny_patch16_224", 1.254, 0.834, 0.143), ("deit_e252_patch16_224", 2.074, 0.868, 0.113),

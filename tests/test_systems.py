@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
-from tokenpool.attention import normalise_qk
-from tokenpool.baselines import ConvolutionViT, DynamicViT, PatchMergerViT, Predictor
-from tokenpool.search import SoftMaskViT
+from tokenpool.models.attention import normalise_qk
+from tokenpool.models.baselines import ConvolutionViT, DynamicViT, PatchMergerViT, Predictor
+from tokenpool.train.soft_masks import SoftMaskViT
 
 
 def small_vit(depth=6, **options):

@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 
 import tokenpool as tp
 from tokenpool.cli import main
-from tokenpool.runs import contenders, jobs, train, traindata
-from tokenpool.runs.plan import plan
-from tokenpool.runs.recipe import PRESETS, Job, Recipe, load_preset
-from tokenpool.runs.results import Results
-from tokenpool.runs.traindata import Feed, TrainPictures, open_train
+from tokenpool.measure.rows import Results
+from tokenpool.models import published
+from tokenpool.train import jobs, loader, loop
+from tokenpool.train.loader import Feed, TrainPictures, open_train
+from tokenpool.train.plan import plan
+from tokenpool.train.recipe import PRESETS, Job, Recipe, load_preset
 
 ROOT = Path(__file__).resolve().parents[1]
 #: everything that draws is on, and every part of the state is used
@@ -46,7 +47,7 @@ def feed_of(recipe, tmp_path, count=64):
 
 def fit(folder, tmp_path, recipe=RECIPE, system=None, **options):
     system = tp.PooledViT(tiny_vit(), schedule=[40, 20, 20], method="random") if system is None else system
-    return train.fit(system, feed_of(recipe, tmp_path), recipe, folder, {"recipe": asdict(recipe)},
+    return loop.fit(system, feed_of(recipe, tmp_path), recipe, folder, {"recipe": asdict(recipe)},
                      tensorboard=False, cpu=True, **options)
 
 
@@ -60,7 +61,7 @@ def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(tmp_path):
         pass
 
     steps = iter(stops)
-    original = train._seed
+    original = loop._seed
 
     def seed_and_perhaps_stop(seed, step, piece, rank):
         if step == current and piece == 1:                     # in the middle of an accumulated step
@@ -68,12 +69,12 @@ def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(tmp_path):
         original(seed, step, piece, rank)
 
     for current in steps:                                      # noqa: B007  (read by the function above)
-        train._seed = seed_and_perhaps_stop
+        loop._seed = seed_and_perhaps_stop
         try:
             with pytest.raises(Stopped):
                 fit(tmp_path / "cut", tmp_path, checkpoint_steps=2)
         finally:
-            train._seed = original
+            loop._seed = original
     cut = fit(tmp_path / "cut", tmp_path, checkpoint_steps=2).state_dict()
     assert all(torch.equal(whole[k], cut[k]) for k in whole), f"stopped at {stops}"
     assert not all(torch.equal(v, tp.PooledViT(tiny_vit()).state_dict()[k]) for k, v in whole.items())
@@ -108,14 +109,14 @@ def test_a_killed_command_goes_on_to_the_same_weights(how, tmp_path, small_run):
     out = ["finetune", "--system", "wk_medoids", "--saving", "0.5", *SMALL, "--out", str(tmp_path)]
     folder = tmp_path / "pebbles" / "finetune-vit-wk_medoids-save50-s0"
     process = start(out)
-    assert wait_for((folder / train.CHECKPOINT).exists, process)
+    assert wait_for((folder / loop.CHECKPOINT).exists, process)
     time.sleep(random.random() / 2)
     process.send_signal(how)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[how], said
     assert "Traceback" not in said
     assert not (folder / "card.json").exists()
-    (folder / f".{train.CHECKPOINT}.1.part").write_text("half")     # what a kill while one is written leaves
+    (folder / f".{loop.CHECKPOINT}.1.part").write_text("half")     # what a kill while one is written leaves
     again = start(out)
     assert again.wait(200) == 0, again.communicate()[0]
     assert (folder / "model.safetensors").read_bytes() == small_run.read_bytes()
@@ -132,7 +133,7 @@ def small_run(tmp_path_factory):
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    original, calls = train.save_file, []
+    original, calls = loop.save_file, []
 
     def full_at_the_third(tensors, path, about):
         calls.append(path)
@@ -141,28 +142,28 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         original(tensors, path, about)
 
-    monkeypatch.setattr(train, "save_file", full_at_the_third)
+    monkeypatch.setattr(loop, "save_file", full_at_the_third)
     with pytest.raises(OSError, match="No space left"):
         fit(tmp_path / "run", tmp_path, checkpoint_steps=2)
-    assert [p.name for p in (tmp_path / "run").iterdir() if "checkpoint" in p.name] == [train.CHECKPOINT]
-    monkeypatch.setattr(train, "save_file", original)
+    assert [p.name for p in (tmp_path / "run").iterdir() if "checkpoint" in p.name] == [loop.CHECKPOINT]
+    monkeypatch.setattr(loop, "save_file", original)
     whole = fit(tmp_path / "whole", tmp_path).state_dict()
     assert all(torch.equal(v, whole[k]) for k, v in fit(tmp_path / "run", tmp_path).state_dict().items())
 
 
 def test_nan_stops_with_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
-    original = train.Objective.forward
+    original = loop.Objective.forward
     calls = []
 
     def bad_at_the_ninth(self, x, target, seed):
         calls.append(1)
         return original(self, x * float("nan") if len(calls) == 17 else x, target, seed)      # two parts a step
 
-    monkeypatch.setattr(train.Objective, "forward", bad_at_the_ninth)
+    monkeypatch.setattr(loop.Objective, "forward", bad_at_the_ninth)
     plain = tp.PooledViT(tiny_vit())
-    with pytest.raises(train.Stop, match=r"at or shortly before step 9\. The last good checkpoint, step 8,"):
+    with pytest.raises(loop.Stop, match=r"at or shortly before step 9\. The last good checkpoint, step 8,"):
         fit(tmp_path / "run", tmp_path, system=plain, checkpoint_steps=1)
-    saved = load_file(tmp_path / "run" / train.CHECKPOINT)
+    saved = load_file(tmp_path / "run" / loop.CHECKPOINT)
     assert all(torch.isfinite(v).all() for v in saved.values())
     monkeypatch.undo()
     assert main(["finetune", "--system", "plain", *SMALL[:4], "--set", "batch_size=32", "lr=1e30", "clip_grad=0",
@@ -182,7 +183,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
 
 def test_two_processes_see_together_what_one_with_the_doubled_batch_sees():
     recipe = replace(RECIPE, batch_size=16, accumulate=1)
-    data = TrainPictures([(np.full((3, 64, 64), i, np.uint8), i) for i in range(50)], traindata._augment_pebbles, 0)
+    data = TrainPictures([(np.full((3, 64, 64), i, np.uint8), i) for i in range(50)], loader._augment_pebbles, 0)
 
     def labels(rank, world, first=0, steps=8):
         parts = Feed(data, recipe, rank, world).micro_batches(first)
@@ -201,7 +202,7 @@ def test_two_processes_see_together_what_one_with_the_doubled_batch_sees():
 
 
 def test_reading_processes_change_nothing():
-    data = TrainPictures([(np.full((3, 64, 64), i, np.uint8), i) for i in range(40)], traindata._augment_pebbles, 0)
+    data = TrainPictures([(np.full((3, 64, 64), i, np.uint8), i) for i in range(40)], loader._augment_pebbles, 0)
     recipe = replace(RECIPE, batch_size=8, accumulate=1)
     alone, helped = (Feed(data, replace(recipe, workers=w)).micro_batches(0) for w in (0, 2))
     for _ in range(3):
@@ -212,9 +213,9 @@ def test_reading_processes_change_nothing():
 
 def test_drawing_for_a_picture_leaves_the_global_generators_alone():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    with traindata.seeded(1, "x"):
+    with loader.seeded(1, "x"):
         first = random.random(), np.random.rand(), torch.rand(1).item()
-    with traindata.seeded(1, "x"):
+    with loader.seeded(1, "x"):
         assert first == (random.random(), np.random.rand(), torch.rand(1).item())
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]
@@ -226,14 +227,14 @@ def test_augmentation_keeps_the_material_and_the_range():
     image[0], image[1, ::2], image[2, :, ::2] = 200, 100, 255
     seen = set()
     for seed in range(150):
-        with traindata.seeded(seed):
-            x = traindata._augment_pebbles(image, shift=0)
+        with loader.seeded(seed):
+            x = loader._augment_pebbles(image, shift=0)
         same = [(order, sign) for order in __import__("itertools").permutations(range(3)) for sign in (1, -1)
                 if torch.allclose(x, sign * (torch.from_numpy(image[list(order)]).float() / 127.5 - 1))]
         assert len(same) == 1
         seen.add(same[0])
-        with traindata.seeded(seed):
-            assert traindata._augment_pebbles(image).abs().max() <= 1
+        with loader.seeded(seed):
+            assert loader._augment_pebbles(image).abs().max() <= 1
     assert len(seen) == 12
 
 
@@ -285,7 +286,7 @@ def test_a_killed_worker_ends_the_job_with_one_clear_sentence_and_one_process_go
                "--device", "cpu", "--out", str(tmp_path)]
     folder = tmp_path / "pebbles/finetune-vit-wk_medoids-save50-s0"
     job = torchrun(command)
-    assert wait_for((folder / train.CHECKPOINT).exists, job)
+    assert wait_for((folder / loop.CHECKPOINT).exists, job)
     children = [int(c) for c in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
     workers = [c for c in children if b"tokenpool.cli" in Path(f"/proc/{c}/cmdline").read_bytes()]
     assert len(workers) == 2
@@ -303,7 +304,7 @@ def test_a_killed_worker_ends_the_job_with_one_clear_sentence_and_one_process_go
 
 def load_step(folder):
     from safetensors import safe_open
-    with safe_open(folder / train.CHECKPOINT, "pt") as file:
+    with safe_open(folder / loop.CHECKPOINT, "pt") as file:
         return int(file.metadata()["step"])
 
 
@@ -417,7 +418,7 @@ def test_peers_are_finetuned_under_their_own_names(system, metric, tmp_path):
     before, after = Results(next(tmp_path.glob("*/*/rows.csv"))).rows
     assert (before.method, before.stage, after.stage) == (system, "untouched", "finetuned")
     assert before.counts
-    pooled = tp.PooledViT(timm.create_model("pebbles_vit"), saving=0.42, **contenders.NAMED[system])
+    pooled = tp.PooledViT(timm.create_model("pebbles_vit"), saving=0.42, **published.NAMED[system])
     assert pooled.metric == metric
     assert before.schedule == " ".join(map(str, pooled.schedule))
     assert before.gmacs == pytest.approx(tp.macs(pooled).total / 1e9)

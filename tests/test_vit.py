@@ -8,7 +8,7 @@ import timm
 import torch
 
 import tokenpool as tp
-from tokenpool import attention
+from tokenpool.models import attention
 
 K = [40, 30, 20, 10, 5, 5]
 

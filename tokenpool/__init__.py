@@ -7,12 +7,12 @@
     logits = pooled(images)
 """
 
-import tokenpool.models  # noqa: F401  registers deit_e252, deit_e318 and pebbles_vit with timm
-from tokenpool.attention import significance
-from tokenpool.cost import Cost
-from tokenpool.methods import init_names, method_names, pool_tokens
-from tokenpool.pool import Pooled
-from tokenpool.vit import OFF_THE_SHELF, PooledViT, Trace, macs
+import tokenpool.models.names  # noqa: F401  registers deit_e252, deit_e318 and pebbles_vit with timm
+from tokenpool.core.clustering import Pooled
+from tokenpool.core.cost import Cost
+from tokenpool.core.methods import init_names, method_names, pool_tokens
+from tokenpool.models.attention import significance
+from tokenpool.models.vit import OFF_THE_SHELF, PooledViT, Trace, macs
 
 __version__ = "0.1.0"
 __all__ = ["OFF_THE_SHELF", "Cost", "Pooled", "PooledViT", "Trace", "init_names", "macs", "method_names", "pool_tokens",

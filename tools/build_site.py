@@ -149,7 +149,7 @@ def write_board(path: Path) -> None:
     """The package's own page, sharing the site's copy of plotly and leading back to the course."""
     from plotly.offline import get_plotlyjs
 
-    from tokenpool.runs import board
+    from tokenpool.report import board
     board.write_page(path, board.read([ROOT / "data" / "runs"]))
     page = path.read_text(encoding="utf-8")
     page = page.replace(f"<script>{get_plotlyjs()}</script>", '<script src="_static/plotly.min.js"></script>')

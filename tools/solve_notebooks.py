@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from tokenpool.lab.session import LESSONS, exercises
+from tokenpool.lab.kit.session import LESSONS, exercises
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 _CHECK = re.compile(r"^lab\.check\(\"(\w+)\", (\w+)\)", re.M)

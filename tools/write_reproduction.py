@@ -5,10 +5,10 @@
 
 from pathlib import Path
 
-from tokenpool.runs import board
-from tokenpool.runs.figures import best_clustering, summary
-from tokenpool.runs.results import Results, frame
-from tokenpool.runs.verdicts import verdicts
+from tokenpool.measure.rows import Results, frame
+from tokenpool.report import board
+from tokenpool.report.figures import best_clustering, summary
+from tokenpool.report.verdicts import verdicts
 
 runs = Path(__file__).resolve().parents[1] / "data" / "runs"
 print("""# Reproduction: claim, evidence, our number, verdict

@@ -8,6 +8,6 @@
     lab.check("a", f)     is the exercise right?       lab.hint("a")   lab.solution("a")
 """
 
-from tokenpool.lab.session import Lab, start
+from tokenpool.lab.kit.session import Lab, start
 
 __all__ = ["Lab", "start"]

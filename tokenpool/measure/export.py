@@ -1,0 +1,219 @@
+"""`tokenpool export`: a pooled model as one file that needs neither timm nor this package, compared with PyTorch.
+
+    program = trace(pooled)                   a torch.export program, the number of pictures left open
+    save(program, Path("model.onnx"))         ONNX; a name that ends in .pt2 keeps the program
+    report = compare(Path("model.onnx"), pooled, pictures)
+
+Everything a pooled model does has a fixed shape, so nothing in the program depends on values. Two of torch's operators
+have no translation to ONNX in torch itself; theirs are at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenpool.data.files import replace_file
+from tokenpool.measure.bench import Item, Stopwatch, in_turns, quartiles
+from tokenpool.models.vit import PooledViT
+
+SIZES = (1, 3, 16)          # pictures at a time; the program is traced with another number
+CLOSE = 1e-4                # largest difference of a logit
+ENDINGS = (".onnx", ".pt2")
+_TRACED_WITH = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The file beside the model it was made from, on the same pictures."""
+
+    pictures: int
+    sizes: tuple[int, ...]
+    difference: float                 # largest absolute difference of a logit
+    same_top1: int                    # pictures with the same first class
+    ratio: float                      # time of the file / time of PyTorch, median over rounds
+    ratio_low: float
+    ratio_high: float
+    milliseconds: float               # of the file, with the largest batch
+
+    @property
+    def equal(self) -> bool:
+        return self.same_top1 == self.pictures and self.difference <= CLOSE
+
+
+def check_path(path: Path) -> None:
+    """A name whose ending says what to write, and for ONNX the packages that write it."""
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"--out {path}: the ending says what is written. Use .onnx (ONNX) or .pt2 (torch.export).")
+    if path.suffix == ".onnx":
+        need("onnx", "onnxscript", "onnxruntime")
+
+
+def need(*packages: str) -> None:
+    """A ValueError that says what to type where an optional package is missing."""
+    import importlib
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise ValueError(f"Writing ONNX takes the package {name}, which is not installed. "
+                             "Type: pip install 'tokenpool[export]'") from None
+
+
+def trace(pooled: PooledViT) -> torch.export.ExportedProgram:
+    """The model as a program over pictures (batch, channels, height, width), batch left open."""
+    parameter = next(pooled.parameters())
+    embed = pooled.vit.patch_embed
+    example = torch.zeros(_TRACED_WITH, embed.proj.in_channels, *embed.img_size).to(parameter)
+    return _one_sentence("traced", lambda: torch.export.export(
+        pooled.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)))
+
+
+def save(program: torch.export.ExportedProgram, path: Path, about: dict[str, str] | None = None) -> None:
+    """Write a program as .onnx or .pt2; the file is there when it is whole.
+
+    Args:
+        about: kept in the file's metadata.
+    """
+    check_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary:
+        if path.suffix == ".pt2":
+            with temporary.open("wb") as file:
+                torch.export.save(program, file)
+            return
+        made = _one_sentence("translated to ONNX", lambda: torch.onnx.export(
+            program, dynamo=True, verbose=False, optimize=False, input_names=["pictures"], output_names=["logits"],
+            custom_translation_table=_translations()))
+        made.model.metadata_props.update(about or {})
+        made.save(temporary)
+
+
+def compare(path: Path, pooled: PooledViT, pictures: Tensor, sizes: Sequence[int] = SIZES, rounds: int = 7,
+            watch: Stopwatch | None = None) -> Comparison:
+    """Run the file and the model on the same pictures, in batches of several sizes; then time them in turns.
+
+    Args:
+        pictures: (n, channels, height, width) float32; the largest of `sizes` is cut to n.
+    """
+    run = opened(path)
+    sizes = tuple(dict.fromkeys(min(s, len(pictures)) for s in sizes))
+    difference, same = 0.0, 0
+    with torch.inference_mode():
+        for size in sizes:
+            right = 0
+            for x in pictures.split(size):
+                found, wanted = run(x), pooled(x)
+                if found.shape != wanted.shape:
+                    raise ValueError(f"{path} answers {tuple(found.shape)} where PyTorch answers "
+                                     f"{tuple(wanted.shape)}. Write it again with this model.")
+                gap = (found - wanted).abs().max()
+                difference = max(difference, float(gap) if torch.isfinite(gap) else math.inf)
+                right += int((found.argmax(1) == wanted.argmax(1)).sum())
+            same = right if size == sizes[0] else min(same, right)
+        x = pictures[:max(sizes)]
+        item = Item("the file")
+        runs: list[Callable[[], object]] = [lambda: pooled(x), lambda: run(x)]
+        for warm in runs:
+            warm()
+        samples = in_turns(watch or Stopwatch(), (runs[0], 1), {item: (runs[1], 1)}, rounds)[item]
+    low, middle, high = quartiles(samples)
+    took = sorted(s.item for s in samples)[len(samples) // 2]
+    return Comparison(len(pictures), sizes, difference, same, middle, low, high, 1e3 * took)
+
+
+def opened(path: Path) -> Callable[[Tensor], Tensor]:
+    """A file that was written, as a function of pictures."""
+    if path.suffix == ".pt2":
+        with path.open("rb") as file:
+            return torch.export.load(file).module()
+    need("onnxruntime")
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()       # as many as PyTorch, or the times say nothing
+    options.log_severity_level = 3                               # errors; it warns of what it cannot fold in advance
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(["logits"], {"pictures": x.numpy()})[0])
+
+
+def say(report: Comparison, path: Path) -> list[str]:
+    """A comparison in words."""
+    runtime = "ONNX Runtime" if path.suffix == ".onnx" else "the torch.export program"
+    *others, largest = map(str, report.sizes)
+    sizes = f"{', '.join(others)} and {largest}" if others else largest
+    faster = report.ratio < 1
+    factor = 1 / report.ratio if faster else report.ratio
+    return [f"{'Same' if report.equal else 'NOT THE SAME'} answer as PyTorch in {runtime}: {report.same_top1} of "
+            f"{report.pictures} pictures have the same first class, in batches of {sizes}; the largest difference of a "
+            f"logit is {report.difference:.1e}.",
+            f"Time: {report.milliseconds:.1f} ms for {largest} pictures, {factor:.2f} times as "
+            f"{'fast' if faster else 'long'} as PyTorch (time ratio {report.ratio:.2f}, quartiles "
+            f"{report.ratio_low:.2f} to {report.ratio_high:.2f}, timed in turns)."]
+
+
+# ---- what torch's exporter says in a hundred lines ----
+
+def _one_sentence(done: str, work: Callable[[], Any]) -> Any:
+    """The result of `work`, without its noise; an operator that is not supported in one sentence."""
+    with _quiet():
+        try:
+            return work()
+        except Exception as error:           # torch.export and torch.onnx each raise their own, several deep
+            causes = list(_causes(error))
+            lines = [line.strip() for cause in causes[::-1] for line in str(cause).splitlines() if line.strip()]
+            words = next((line for line in lines if "No ONNX function found" in line), (*lines, "no reason")[0])
+            raise ValueError(f"This model cannot be {done}: {words[:240]} Use another method or start, such as "
+                             "--method wk_medoids --start top_k.") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress and warnings."""
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    before = [log.level for log in noisy]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for log in noisy:
+            log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for log, level in zip(noisy, before, strict=True):
+                log.setLevel(level)
+
+
+# ---- torch's operators that torch does not translate ----
+
+def _translations() -> dict[Any, Callable[..., Any]]:
+    from onnxscript import opset18 as op
+
+    def sort_stable(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+        # ONNX promises of TopK: of equal values the one with the lower index comes first. So it is a stable sort.
+        size = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]), axis=0)
+        return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
+
+    def searchsorted(boundaries: Any, x: Any, out_int32: bool = False, right: bool = False, side: str | None = None,
+                     sorter: Any = None) -> Any:
+        # how many boundaries lie below: (..., n) and (..., k) -> (..., k, n) -> (..., k)
+        less = op.LessOrEqual if right or side == "right" else op.Less
+        last, before = op.Constant(value_ints=[-1]), op.Constant(value_ints=[-2])
+        below = less(op.Unsqueeze(boundaries, before), op.Unsqueeze(x, last))
+        return op.ReduceSum(op.Cast(below, to=6 if out_int32 else 7), last, keepdims=0)
+
+    return {torch.ops.aten.sort.stable: sort_stable, torch.ops.aten.searchsorted.Tensor: searchsorted}

@@ -1,0 +1,234 @@
+"""Run a job: build the system, train it, measure it, and leave a folder that says everything.
+
+    results/imagenet50_cpu/finetune-ti-wk_medoids-top_k-save42-s0/
+        rows.csv             the measurements, untouched and finetuned: what the board reads
+        card.json            command, recipe, commit, device, versions, time, last line of the log
+        metrics.csv          loss, rate, speed by step        model.safetensors   weights, half precision
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tokenpool.data.datasets import Pictures, open_data
+from tokenpool.data.files import replace_file
+from tokenpool.data.weights import fingerprint, load_into, load_model, shipped_weights
+from tokenpool.measure.accuracy import device_name, score
+from tokenpool.measure.rows import Results, Row, key_of, provenance
+from tokenpool.models.attention import normalise_qk
+from tokenpool.models.baselines import ConvolutionViT, DynamicViT, PatchMergerViT
+from tokenpool.models.published import options_of
+from tokenpool.models.vit import PooledViT, macs
+from tokenpool.train.loader import open_train
+from tokenpool.train.loop import CHECKPOINT, Tell, fit, seconds_spent
+from tokenpool.train.recipe import PRESETS, Job, Preset, Recipe, load_preset
+from tokenpool.train.schedules import load_schedule, save_schedule
+from tokenpool.train.soft_masks import SoftMaskViT
+
+
+def build_base(preset: Preset, job: Job) -> nn.Module:
+    """The timm ViT of a job with random weights."""
+    if job.model not in preset.models:
+        raise ValueError(f"Preset {preset.name} has no model {job.model!r}. Use --model {' or '.join(preset.models)}.")
+    name, options = preset.models[job.model]
+    recipe = preset.recipe(job.step)
+    torch.manual_seed(job.seed)
+    vit = timm.create_model(name, **options, drop_path_rate=recipe.drop_path)
+    return normalise_qk(vit, job.qk, job.alpha == "learned") if job.qk else vit
+
+
+def open_model(name: str, checkpoint: Path | None = None, pretrained: bool = False,
+               results: Path = Path("results")) -> nn.Module:
+    """`load_model`, and by "PRESET/MODEL" the base model of a preset, with the weights that ship or were trained."""
+    preset_name, slash, model = name.partition("/")
+    if not slash or preset_name not in PRESETS:
+        return load_model(name, checkpoint, pretrained)
+    preset, job = load_preset(preset_name), Job(preset_name, "base", model)
+    vit = build_base(preset, job)
+    load_into(vit, name, checkpoint or base_weights(preset, job, results))
+    return vit.eval()
+
+
+def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:
+    """What is trained: the ViT with a downsampler in it."""
+    if job.step == "search":
+        return SoftMaskViT(vit, penalty=job.penalty)
+    if job.step == "base" or job.system == "plain":
+        return PooledViT(vit)
+    if job.system == "convolution":
+        return ConvolutionViT(vit, saving=job.saving)
+    if job.system == "dynamic_vit":
+        return DynamicViT(vit, saving=job.saving, distill=job.distill)
+    if job.system == "patch_merger":
+        return PatchMergerViT(vit, saving=job.saving)
+    schedule = list(load_schedule(job.schedule, results)) if job.schedule else None
+    return PooledViT(vit, schedule, saving=None if schedule else job.saving, seed=job.seed,
+                     **options_of(job.system, job.start, job.counts))
+
+
+def base_weights(preset: Preset, job: Job, results: Path) -> Path:
+    """Where the base model's weights are: among the results, else among what ships."""
+    own = results / preset.name / job.base.name / "model.safetensors"
+    if own.exists():
+        return own
+    if job.base.name in preset.shipped:
+        return shipped_weights(preset.shipped[job.base.name])
+    raise FileNotFoundError(f"There is no base model {own}. Train it first: {job.base.command()}")
+
+
+def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] | None = None,
+        data: str | None = None, pictures: int | None = None, checkpoint: Path | None = None, device: str | None = None,
+        tell: Tell | None = None, say: Callable[[str], None] = print, checkpoint_seconds: float = 60.0,
+        checkpoint_steps: int = 0, tensorboard: bool = True, max_steps: int | None = None) -> list[Row]:
+    """Run one job to its end, or on from where it was stopped, and return its rows (none for a search).
+
+    Args:
+        settings: recipe fields to change, as text. data: another place of the same data. pictures: train on fewer.
+        checkpoint: base weights from a file.
+        max_steps: a dry run of so many steps, in a folder that is thrown away; nothing is measured or kept.
+    """
+    preset = load_preset(job.preset)
+    recipe = replace(preset.recipe(job.step), seed=job.seed).changed(settings or {})
+    folder = results / preset.name / job.name
+    identity = {"job": asdict(job), "recipe": asdict(recipe), "pictures": pictures}
+    card_file = folder / "card.json"
+    if card_file.exists():
+        card = json.loads(card_file.read_text())
+        if card["identity"] != json.loads(json.dumps(identity)):
+            raise ValueError(f"{folder} holds a finished run with another recipe. Give another --out, or delete it.")
+        say(f"finished already: {folder}")
+        return Results(folder / "rows.csv").rows if (folder / "rows.csv").exists() else []
+
+    vit = build_base(preset, job)
+    if job.step != "base":
+        load_into(vit, f"{preset.name}/{job.model}", checkpoint or base_weights(preset, job, results))
+    elif checkpoint is not None:
+        load_into(vit, f"{preset.name}/{job.model}", checkpoint)
+    system = build_system(vit, job, results)
+    cpu = device == "cpu"
+    target = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+    where = data or preset.data
+    if data is None and where.startswith(".") and not Path(where).is_dir():
+        raise FileNotFoundError(f"The pictures of preset {preset.name} are not at {where}. Say where they are with "
+                                "--data FOLDER; the README says what they are.")
+    check: Pictures | None = None
+    rows: list[Row] = []
+    main = is_main()
+    if not main:
+        say = _silent
+    if job.step != "search" and main:
+        check = open_data(where, vit, preset.val_pictures, preset.val_split)
+        if job.step == "finetune" and job.pools and max_steps is None:
+            # DynamicViT's predictors and convolutions are random before training: nothing to measure there
+            rows.append(_measure(system.to(target).eval(), job, preset, recipe, check, "untouched", target))
+    cost = macs(system)
+    say(f"{job.name}: {cost}")
+    if max_steps is not None:
+        _dry_run(vit, system, where, recipe, preset, pictures, cpu, max_steps, say)
+        return []
+
+    count = pictures or (preset.train_pictures if job.step == "base" else preset.finetune_pictures)
+    cache = results / "cache"
+    system = fit(system,
+                 lambda rank, world: open_train(where, vit, recipe, preset.train_split, count, rank, world, cache),
+                 recipe, folder, identity, tell=tell, checkpoint_seconds=checkpoint_seconds,
+                 checkpoint_steps=checkpoint_steps, tensorboard=tensorboard, cpu=cpu)
+    if not main:
+        return rows
+    weights = folder / "model.safetensors"
+    state = {k: v.detach().half().cpu().contiguous() for k, v in system.state_dict().items()}
+    system.load_state_dict({k: v.float() for k, v in state.items()})          # measured is what a user will load
+    with replace_file(weights) as temporary:
+        save_file(state, temporary)
+    card = {"run": job.name, "command": job.command(), "identity": identity, "macs": str(cost),
+            "seconds": round(seconds_spent(folder)), "device": device_name(str(target)),
+            "threads": torch.get_num_threads(), "processes": _world(), **provenance(),
+            "platform": platform.platform(), "log": _short_log(folder / "metrics.csv")}
+    if job.step == "search":
+        card["schedule"] = save_schedule(folder, job, system)
+        say(f"K after each block: {' '.join(map(str, card['schedule']['tokens']))}   saved as {job.name}")
+    else:
+        assert check is not None
+        rows.append(_measure(system, job, preset, recipe, check, "finetuned" if job.step == "finetune" else "base",
+                             target))
+        card["top1"] = rows[-1].top1
+        (folder / "rows.csv").unlink(missing_ok=True)
+        store = Results(folder / "rows.csv")
+        for row in rows:
+            store.add(row)
+            say(f"{row.stage}: top-1 {100 * row.top1:.1f} % ({100 * row.top1_low:.1f} to {100 * row.top1_high:.1f})")
+    with replace_file(card_file) as temporary:
+        temporary.write_text(json.dumps(card, indent=1) + "\n")
+    # with what a kill in the middle of writing one has left
+    for done in (folder / CHECKPOINT, *folder.glob(f".{CHECKPOINT}.*.part")):
+        done.unlink(missing_ok=True)
+    return rows
+
+
+def _dry_run(vit: nn.Module, system: Any, where: str, recipe: Recipe, preset: Preset, pictures: int | None,
+             cpu: bool, steps: int, say: Callable[[str], None]) -> None:
+    """One batch read and one step taken, as the real run would: what is wrong shows now and not after a day."""
+    shapes: list[str] = []
+    system.register_forward_pre_hook(lambda module, args: shapes.append(str(tuple(args[0].shape))))
+    with tempfile.TemporaryDirectory() as folder:
+        fit(system, lambda rank, world: open_train(where, vit, recipe, preset.train_split, pictures, rank, world),
+            recipe, Path(folder), {}, tensorboard=False, cpu=cpu, max_steps=steps)
+        if not is_main():
+            return
+        with (Path(folder) / "metrics.csv").open(newline="") as file:
+            last = list(csv.DictReader(file))[-1]
+    seen = f" on pictures {shapes[0]}" if shapes else ""
+    say(f"dry run: {steps} step{seen}, loss {float(last['loss']):.3f}; nothing was kept")
+
+
+def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Pictures, stage: str,
+             device: torch.device) -> Row:
+    system.eval()
+    draws = isinstance(system, PooledViT) and system.draws
+    measured = score(system, check, check, job.name, job.seed if draws else None)
+    pooling = getattr(system, "pooling", None)
+    pooled = stage != "base" and job.pools
+    return Row(
+        key=key_of(job=job.name, preset=preset.name, stage=stage), method=job.system,
+        start=job.start or (pooling.start_name() or "" if pooled else ""), output=pooling.output_name if pooled else "",
+        counts=pooled and system.carry_counts, saving=job.saving, seed=job.seed,
+        schedule=" ".join(map(str, system.schedule or ())), **measured, batch_size=check.batch_size,
+        model=f"{preset.name}/{job.model}", weights=fingerprint(system),
+        data=Path(preset.data).name,                # wherever it lies
+        device=device_name(str(device)), threads=torch.get_num_threads(), stage=stage, preset=preset.name, run=job.name,
+        schedule_name=job.schedule, qk=f"{job.qk}-{job.alpha}" if job.qk else "", train_seed=job.seed,
+        base_seed=job.seed if job.step == "base" else job.base_seed,
+        epochs=recipe.epochs if stage == "finetuned" else 0.0, **provenance())
+
+
+def _short_log(metrics: Path, lines: int = 12) -> list[str]:
+    """The header and a dozen lines of metrics.csv, the last one among them."""
+    head, *rest = metrics.read_text().splitlines()
+    step = -(-len(rest) // lines)
+    return [head, *rest[::-1][::step][::-1]]
+
+
+def _silent(text: str) -> None:
+    """What other processes than the first say."""
+
+
+def is_main() -> bool:
+    """Whether this is the one process, or the first of several; known before they have met."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
