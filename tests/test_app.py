@@ -21,8 +21,9 @@ import tornado.web
 from browsing import CHROMIUM, launch, press, save_picture, wait_for_words, watched
 
 from tokenpool.cli import main
+from tokenpool.lab.app import gallery
 from tokenpool.lab.app.gallery import EXPLORERS, Gallery
-from tokenpool.lab.app.server import Pages, gallery
+from tokenpool.lab.app.server import Pages
 from tokenpool.lab.kit.session import LESSONS, Lab
 from tokenpool.lab.widgets.controls import Number
 

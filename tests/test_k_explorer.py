@@ -15,7 +15,7 @@ from lessons import lesson
 from PIL import Image
 
 import tokenpool as tp
-from tokenpool.lab.k_explorer.explorer import explorer as K
+from tokenpool.lab.k_explorer import explorer as K
 from tokenpool.lab.kit.session import Lab, pebbles, shipped_vit
 from tokenpool.lab.widgets.controls import Choice, Number
 

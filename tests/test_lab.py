@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tokenpool.lab import start
+from tokenpool.lab.k_explorer import explorer as k_explorer
 from tokenpool.lab.kit.cards import Card, inline
 from tokenpool.lab.kit.exercises import Exercise, Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import details, show, styled

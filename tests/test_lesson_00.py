@@ -9,7 +9,7 @@ from lessons import check_exercise, state_words
 
 import tokenpool as tp
 from tokenpool.lab.kit.session import Lab
-from tokenpool.lab.lessons import start_here as toys
+from tokenpool.lab.lessons import lesson_00_start_here as toys
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from lessons import check_exercise, state_words
 
 import tokenpool as tp
 from tokenpool.core.schedule import geometric
-from tokenpool.lab.lessons import compute as costs
+from tokenpool.lab.lessons import lesson_01_compute as costs
 
 # ---- exercises ----
 
