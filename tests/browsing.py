@@ -54,7 +54,7 @@ def wait_for_words(page, explorer, where):
         time.sleep(0.05)
 
 
-def save_picture(page, part, name):
+def save_image(page, part, name):
     """A screenshot of a part of the page, in a window that is tall enough for it."""
     page.set_viewport_size({"width": page.viewport_size["width"], "height": 1750})
     page.wait_for_timeout(600)                  # figures follow the window

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import tornado.web
-from browsing import CHROMIUM, launch, press, save_picture, wait_for_words, watched
+from browsing import CHROMIUM, launch, press, save_image, wait_for_words, watched
 
 from tokenpool.cli import main
 from tokenpool.lab.app import gallery
@@ -127,7 +127,7 @@ def test_all_explorers_on_one_page_by_keyboard(url, page):
         wait_for_words(page, explorer, "#rendered_cells")
         for width in (800, 1280):
             fits(page, width)
-            save_picture(page, page.locator("body"), f"app_{number}_{width}")
+            save_image(page, page.locator("body"), f"app_{number}_{width}")
     row.first.press("Enter")                        # back: kept as it was left
     page.get_by_role("heading", level=2, name=EXPLORERS["05"][0], exact=True).wait_for(timeout=5_000)
     assert page.locator(".jp-InputArea, .jp-InputPrompt, .cm-editor, .jp-RenderedText").count() == 0

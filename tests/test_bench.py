@@ -107,7 +107,7 @@ def test_rows_say_what_was_measured_and_survive_the_file(tmp_path):
     assert [(r.name, r.rounds, r.note) for r in rows] == [("g0", 3, ""), ("g1", 3, "")]
     first = rows[0]
     assert (first.ratio, first.seconds, first.baseline_seconds) == pytest.approx((0.5, 0.5, 1.0))
-    assert (first.obtained, first.promised, first.gained) == pytest.approx((2.0, 2.5, 0.8))
+    assert (first.obtained, first.promised, first.efficiency) == pytest.approx((2.0, 2.5, 0.8))
     assert Results(tmp_path / "t.csv", Timing).rows == rows
     with pytest.raises(ValueError, match="its columns differ"):
         Results(tmp_path / "t.csv", Row)
@@ -197,7 +197,7 @@ def test_ctrl_c_keeps_rows_and_a_finished_run_is_done_anew(tmp_path):
 def test_the_plan_holds_every_method_start_and_size():
     groups = workloads.plan(Options(models=("pebbles_vit",)))
     steps = next(g for g in groups if g.part == "operators")
-    assert {(i.name, i.start) for i in steps.items if i.kept} == {
+    assert {(i.name, i.init) for i in steps.items if i.kept} == {
         (m, s) for m in tp.method_names() for s in (("top_k", "farthest_first") if "_me" in m else ("",))}
     assert {i.kept for i in steps.items if i.kept} == {32, 48}
     assert Item("score") in steps.items
@@ -248,7 +248,7 @@ def test_a_training_step_leaves_gradients_behind_nowhere_and_trains():
 
 def timing(**changes):
     base = dict(key="k", part="forward", name="wk_medoids", baseline="plain model", model="deit_tiny_patch16_224",
-                start="top_k", counts=False, saving=0.5, tokens=196, kept=0, batch_size=8, dtype="float32",
+                init="top_k", counts=False, saving=0.5, tokens=196, kept=0, batch_size=8, dtype="float32",
                 compiled=False, kernel="auto", share=0.5, ratio=0.625, ratio_low=0.6, ratio_high=0.65, seconds=0.05,
                 baseline_seconds=0.08, rounds=7, peak_mib=110.0, baseline_peak_mib=100.0, note="", clock="wall",
                 device="a <CPU>", threads=2, tokenpool="0", torch="2", timm="1", python="3", commit="c",
@@ -257,12 +257,12 @@ def timing(**changes):
 
 
 def test_the_table_by_hand():
-    table = speed_page.model_table([timing(), timing(counts=True, start="farthest_first", ratio=0.5)], "forward")
+    table = speed_page.model_table([timing(), timing(counts=True, init="farthest_first", ratio=0.5)], "forward")
     assert table.lines[0] == ("wk_medoids top_k", "deit_tiny", "8", "50%", "2.00x", "1.60x (1.54 to 1.67)", "0.80",
                               "160", "1.10x", "7")
     assert table.lines[1][0] == "wk_medoids farthest_first +counts"
     assert table.lines[1][6] == "1.00"
-    score = timing(part="operators", name="score", start="", ratio=1.05, ratio_low=1.04, ratio_high=1.07, seconds=0.084)
+    score = timing(part="operators", name="score", init="", ratio=1.05, ratio_low=1.04, ratio_high=1.07, seconds=0.084)
     line = speed_page.operator_table([score]).lines[0]
     assert line[0] == "score (what it adds)"
     assert line[4] == "0.050 (0.040 to 0.070)"
@@ -285,9 +285,9 @@ def grown():
     for batch, n, k in ((1, 196, 98), (1, 400, 200), (1, 784, 392), (2, 196, 98), (4, 196, 98), (1, 784, 98),
                         (1, 784, 196)):
         plain = 1e-4 * batch * n
-        for name, start, took in (("wk_medoids", "top_k", 1e-9 * batch * n**2 * k),
+        for name, init, took in (("wk_medoids", "top_k", 1e-9 * batch * n**2 * k),
                                   ("score", "", plain + 1e-7 * batch * n**2)):
-            rows.append(timing(part="growth", name=name, start=start, batch_size=batch, tokens=n, kept=k, seconds=took,
+            rows.append(timing(part="growth", name=name, init=init, batch_size=batch, tokens=n, kept=k, seconds=took,
                                baseline_seconds=plain, ratio=took / plain))
     return rows
 
@@ -363,7 +363,7 @@ def test_the_page_in_a_real_browser(finished, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--method", "kmedoid"], "Unknown method 'kmedoid'. Did you mean"), (["--dtype", "int8"], "Unknown dtype 'int8'"),
-    (["--kernel", "cuda"], "Unknown kernel 'cuda'"), (["--batch", "0"], "A batch of 0 pictures"),
+    (["--kernel", "cuda"], "Unknown kernel 'cuda'"), (["--batch", "0"], "A batch of 0 images"),
     (["--saving", "42"], "A saving of 42.0 is not a share"), (["--rounds", "0"], "0 rounds measure nothing"),
     (["--seconds", "0"], "0 seconds measure nothing"), (["--threads", "0"], "--threads 0"),
     (["--cpu-time", "--threads", "2"], "Add --threads 1"), (["--device", "tpu"], "Use cpu, cuda or mps"),

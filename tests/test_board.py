@@ -16,28 +16,28 @@ from tokenpool.cli import main
 from tokenpool.measure import compare, rows
 from tokenpool.measure.compare import Entry
 from tokenpool.measure.rows import Results, Row, pack
-from tokenpool.models.published import CONTENDERS
+from tokenpool.models.published import NAMED_METHODS
 from tokenpool.report import board, claims, compare_page, verdicts
 from tokenpool.train.plan import FIGURES
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = 1000
+IMAGES = 1000
 
 
-def row(method="wk_medoids", top1=0.8, saving=0.42, seed=0, stage="finetuned", start=None, shuffle=0, **more):
-    """A row whose first `top1` share of pictures is right, or another set of the same size."""
-    start = ("top_k" if "_me" in method else "") if start is None else start
-    right = np.arange(PICTURES) < round(top1 * PICTURES)
+def row(method="wk_medoids", top1=0.8, saving=0.42, seed=0, stage="finetuned", init=None, shuffle=0, **more):
+    """A row whose first `top1` share of images is right, or another set of the same size."""
+    init = ("top_k" if "_me" in method else "") if init is None else init
+    right = np.arange(IMAGES) < round(top1 * IMAGES)
     if shuffle:
         right = np.random.default_rng(shuffle).permutation(right)
     given = dict(
-        key=f"{method}{saving}{seed}{stage}{start}{shuffle}", method=method, start=start, output="", counts=False,
+        key=f"{method}{saving}{seed}{stage}{init}{shuffle}", method=method, init=init, output="", counts=False,
         saving=saving, seed=seed, schedule="", gmacs=0.02 * (1 - saving), gmacs_without_clustering=0.02 * (1 - saving),
-        gmacs_plain=0.02, top1=top1, top1_low=top1 - 0.02, top1_high=top1 + 0.02, pictures=PICTURES,
+        gmacs_plain=0.02, top1=top1, top1_low=top1 - 0.02, top1_high=top1 + 0.02, images=IMAGES,
         reconstruction_error=0.1, images_per_second=100.0, batch_size=100, model="imagenet50_cpu/ti", weights="x",
         data="tiny-imagenet-50", device="CPU", threads=1, tokenpool="0", torch="2", timm="1", python="3", commit="c",
         date="2026-01-01T00:00:00+00:00", stage=stage, preset="imagenet50_cpu",
-        run=f"finetune-ti-{method}-{start}-{saving}-{seed}", train_seed=seed, epochs=1.0, right=pack(right))
+        run=f"finetune-ti-{method}-{init}-{saving}-{seed}", train_seed=seed, epochs=1.0, right=pack(right))
     return Row(**(given | more))
 
 
@@ -51,12 +51,12 @@ def test_bits_survive_the_file():
 
 
 def test_the_gap_is_mcnemars():
-    """One run each: 30 pictures only A gets right, 10 only B: difference 2 points, by hand."""
-    a, b = np.zeros(PICTURES, bool), np.zeros(PICTURES, bool)
+    """One run each: 30 images only A gets right, 10 only B: difference 2 points, by hand."""
+    a, b = np.zeros(IMAGES, bool), np.zeros(IMAGES, bool)
     a[:530], b[:500], b[530:540] = True, True, True
     g = claims.gap(frame(row(right=pack(a))), frame(row(right=pack(b))), noise=0.0)
     assert g.value == pytest.approx(0.02)
-    by_hand = np.sqrt((30 + 10) / PICTURES - 0.02**2) / np.sqrt(PICTURES)
+    by_hand = np.sqrt((30 + 10) / IMAGES - 0.02**2) / np.sqrt(IMAGES)
     assert g.half == pytest.approx(1.96 * by_hand, rel=1e-3)
     wider = claims.gap(frame(row(right=pack(a))), frame(row(right=pack(b))), noise=0.01)
     assert wider.half == pytest.approx(1.96 * np.hypot(by_hand, 0.01 * np.sqrt(2)), rel=1e-3)
@@ -73,7 +73,7 @@ def test_the_mean_over_budgets_is_sharper_than_one_and_among_many_a_gap_must_be_
     assert not just_below.clearly_below(among=8)                    # 0.018 x 2.734 / 1.96 = 0.025
     assert claims.Gap(-0.02, 0.014, 1).clearly_below(among=8)       # 0.0195
     assert not claims.Gap(-0.02, 0.0145, 1).clearly_below(among=8)
-    with pytest.raises(ValueError, match="different pictures"):
+    with pytest.raises(ValueError, match="different images"):
         claims.gap(frame(row()), frame(row(data="others")), 0.0)
 
 
@@ -111,7 +111,7 @@ def test_the_same_with_less(ours, verdict):
 @pytest.mark.parametrize(("random", "verdict"), [
     (0.80, verdicts.HOLDS), (0.86, verdicts.FAILS), (0.74, verdicts.FAILS), (0.795, claims.UNDECIDED)])
 def test_robust_to_the_start(random, verdict):
-    rows = frame(row(), row(top1=random, start="random", shuffle=4 if random == 0.795 else 0))
+    rows = frame(row(), row(top1=random, init="random", shuffle=4 if random == 0.795 else 0))
     assert said(rows, "robust to the start").verdict == verdict
 
 
@@ -189,7 +189,7 @@ def test_what_ships_is_what_the_documents_say():
 
 def test_the_recommendation_quotes_the_recorded_contests():
     text = (ROOT / "docs" / "choices.md").read_text()
-    for entries in board.read([ROOT / "data" / "runs"]).contests:
+    for entries in board.read([ROOT / "data" / "runs"]).comparisons:
         for sentence in compare_page.told(entries):
             assert f"- {sentence}\n" in text
 
@@ -200,39 +200,39 @@ def test_shipped_evidence_has_cards_and_no_paths_of_a_machine():
     assert "pebbles" in evidence.presets
     for r in evidence.rows.itertuples():
         assert (r.preset, r.run) in evidence.cards, r.run
-        assert rows.unpack(r.right, r.pictures).mean() == pytest.approx(r.top1)
-    contests = rows.frame([e for entries in evidence.contests for e in entries], Entry)
+        assert rows.unpack(r.right, r.images).mean() == pytest.approx(r.top1)
+    comparisons = rows.frame([e for entries in evidence.comparisons for e in entries], Entry)
     text = json.dumps(list(evidence.cards.values())) + evidence.rows.drop(columns="right").to_csv() \
-        + contests.drop(columns="right").to_csv()
+        + comparisons.drop(columns="right").to_csv()
     assert not re.search(r"""["', ]/\w+/""", text)                       # an absolute path
     assert "dirty" not in text
 
 
 def test_shipped_contests_are_complete_and_come_back_the_same(tmp_path):
-    """Two sets of pictures, photographs first; every contender, both senses, as the command would measure them."""
+    """Two sets of images, photographs first; every contender, both senses, as the command would measure them."""
     evidence = board.read([ROOT / "data" / "runs"])
-    assert [(entries[0].model, entries[0].pictures) for entries in evidence.contests] == [("imagenet50_cpu/ti", 2500),
+    assert [(entries[0].model, entries[0].images) for entries in evidence.comparisons] == [("imagenet50_cpu/ti", 2500),
                                                                                         ("pebbles_vit", 600)]
-    for entries in evidence.contests:
+    for entries in evidence.comparisons:
         place = compare_page.by_place(entries)
         assert len(place) == len(entries)
         assert len({(e.weights, e.device, e.batch_size, e.top1_plain) for e in entries}) == 1
-        for c in CONTENDERS:
+        for c in NAMED_METHODS:
             for fair in compare.FAIR:
                 assert (c.label, fair, 0.42) in place
         for e in entries:
-            assert rows.unpack(e.right, e.pictures).mean() == pytest.approx(e.top1)
+            assert rows.unpack(e.right, e.images).mean() == pytest.approx(e.top1)
             cost = e.gmacs / e.gmacs_plain if e.fair == "macs" else e.time
             assert cost == pytest.approx(1 - e.budget, rel=0.03 if e.fair == "macs" else 0.12)
     board.collect(evidence, tmp_path)
-    assert board.read([tmp_path]).contests == evidence.contests
-    first = evidence.contests[0][0]
+    assert board.read([tmp_path]).comparisons == evidence.comparisons
+    first = evidence.comparisons[0][0]
     store = Results(tmp_path / "later-peers.csv", Entry)
     store.add(replace(first, top1=0.5, date="2099-01-01T00:00:00+00:00"))
-    assert board.read([tmp_path]).contests[0][0].top1 == 0.5                 # met twice: the newer one
+    assert board.read([tmp_path]).comparisons[0][0].top1 == 0.5                 # met twice: the newer one
     store.add(replace(first, key="other", device="another machine"))
     board.collect(board.read([tmp_path]), tmp_path / "both")
-    assert {e[0].device for e in board.read([tmp_path / "both"]).contests} == {first.device, "another machine"}
+    assert {e[0].device for e in board.read([tmp_path / "both"]).comparisons} == {first.device, "another machine"}
 
 
 def test_every_figure_has_a_panel():

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import CHROMIUM, launch, press, save_picture, wait_for_words, watched
+from browsing import CHROMIUM, launch, press, save_image, wait_for_words, watched
 from PIL import Image
 
 from tokenpool.lab.kit.session import LESSONS, Lab
@@ -149,7 +149,7 @@ def test_a_notebook_in_jupyterlab(path, lab_url, page):
     broken = page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type*=error]")
     assert broken.count() == 0, broken.first.inner_text()
     cell = move_everything(page, path.stem[:2])
-    save_picture(page, cell, path.stem)
+    save_image(page, cell, path.stem)
     assert page.errors == []
     assert page.outside == []
 
@@ -176,8 +176,8 @@ def test_a_prediction_is_committed_by_keyboard(lab_url, page):
     assert page.errors == []
 
 
-def test_undo_code_and_your_own_picture(lab_url, page, tmp_path):
-    """What the K-per-layer explorer has beside controls: buttons, and a picture from this machine."""
+def test_undo_code_and_your_own_image(lab_url, page, tmp_path):
+    """What the K-per-layer explorer has beside controls: buttons, and an image from this machine."""
     run_all(page, lab_url.format(name="05_layers.ipynb"))
     explorer = Lab("05").explore()
     wait_for_words(page, explorer, WORDS)
@@ -189,9 +189,9 @@ def test_undo_code_and_your_own_picture(lab_url, page, tmp_path):
     wait_for_words(page, explorer.undo(), WORDS)
     photograph, text = tmp_path / "mine.png", tmp_path / "notes.png"
     Image.fromarray(np.full((90, 120, 3), (200, 90, 30), np.uint8)).save(photograph)
-    text.write_text("no picture")
+    text.write_text("no image")
     for file in (photograph, text):
-        page.get_by_label("Upload a picture", exact=True).set_input_files(file)
+        page.get_by_label("Upload an image", exact=True).set_input_files(file)
         explorer.receive(file.name, file.stat().st_size, file.read_bytes())
         wait_for_words(page, explorer, WORDS)
     assert page.errors == []

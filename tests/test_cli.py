@@ -12,7 +12,7 @@ import pytest
 
 from tokenpool.cli import main
 
-SMALL = ["reproduce", "--pictures", "60", "--seeds", "2", "--budget", "0.42", "0.6"]
+SMALL = ["reproduce", "--images", "60", "--seeds", "2", "--budget", "0.42", "0.6"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_reproduce_end_to_end(run):
     assert "Top-1 in % without finetuning (plain: " in said
     assert "wk_medoids" in said
     assert "DOES NOT HOLD HERE" in said
-    at = rows[(rows.saving == 0.6) & (rows.counts == True)].set_index(["method", "start"])["top1"]  # noqa: E712
+    at = rows[(rows.saving == 0.6) & (rows.counts == True)].set_index(["method", "init"])["top1"]  # noqa: E712
     assert at[("wk_medoids", "farthest_first")] > at[("top_k", "")] + 0.2
     clustered = rows[rows.method == "wk_medoids"]
     assert (clustered.gmacs > clustered.gmacs_without_clustering).all()
@@ -46,7 +46,7 @@ def test_rerunning_measures_nothing_again(run, tmp_path):
     assert main([*SMALL, "--out", str(out)]) == 0
     assert (out / "results.csv").read_bytes() == before
     assert time.time() - started < 30
-    assert main(["reproduce", "--pictures", "60", "--seeds", "2", "--budget", "0.42", "--method", "top_k", "--figure",
+    assert main(["reproduce", "--images", "60", "--seeds", "2", "--budget", "0.42", "--method", "top_k", "--figure",
                  "5a", "--out", str(out)]) == 0
     assert (out / "results.csv").read_bytes() == before
 
@@ -71,7 +71,7 @@ def test_the_page_in_a_real_browser(run):
         assert page.locator("#glance .scatterlayer .trace").count() >= 5
         assert "wk_medoids" in page.locator("#glance .legend").text_content()
         before = page.locator("#grid img").nth(3).get_attribute("src")
-        page.get_by_label("Picture", exact=True).select_option(label="photograph: cat")
+        page.get_by_label("Image", exact=True).select_option(label="photograph: cat")
         assert page.locator("#grid img").nth(3).get_attribute("src") != before
         assert page.locator("#grid img").count() == 1 + 4 * 6
         assert all(alt for alt in page.locator("#grid img").evaluate_all("l => l.map(i => i.alt)"))
@@ -94,7 +94,7 @@ def test_the_page_in_a_real_browser(run):
     (["--data", "nowhere/at/all"], "timm could not open"),
     (["--checkpoint", "none.safetensors"], "No checkpoint at none.safetensors"),
     (["--device", "cuda"], "PyTorch finds no such device"),
-    (["--pictures", "0"], "0 pictures are too few"),
+    (["--images", "0"], "0 images are too few"),
 ])
 def test_mistakes_get_one_sentence_and_no_traceback(arguments, says, tmp_path, capsys, monkeypatch):
     import torch
@@ -133,7 +133,7 @@ def test_a_full_disk_is_said(tmp_path, capsys, monkeypatch):
 
 
 def test_ctrl_c_loses_nothing(tmp_path):
-    command = [sys.executable, "-m", "tokenpool.cli", "reproduce", "--pictures", "200", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "tokenpool.cli", "reproduce", "--images", "200", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     csv = tmp_path / "results.csv"
     for _ in range(600):

@@ -22,9 +22,9 @@ def test_mean_iou_by_hand():
     # ground: 2 agree of 3 + 1 said = 4; one: 2 of 3; two: 0 of 1
     torch.testing.assert_close(dense.iou(counted[0]), torch.tensor([2 / 4, 2 / 3, 0.0]).double())
     assert float(dense.mean_iou(counted[0])) == pytest.approx((2 / 4 + 2 / 3) / 3)
-    # the second picture has no class 2 and nobody says so: a mean over two
+    # the second image has no class 2 and nobody says so: a mean over two
     assert float(dense.mean_iou(counted[1])) == 1.0
-    # together is not the mean of the pictures: 6 of 8, 4 of 5, 0 of 1
+    # together is not the mean of the images: 6 of 8, 4 of 5, 0 of 1
     assert float(dense.mean_iou(counted.sum(0))) == pytest.approx((6 / 8 + 4 / 5) / 3)
 
 
@@ -155,7 +155,7 @@ def test_what_is_measured_is_checked():
         dense.settings(budgets=[1.5])
     with pytest.raises(ValueError, match="0 seeds"):
         dense.settings(seeds=0)
-    with pytest.raises(ValueError, match="0 pictures are too few"):
+    with pytest.raises(ValueError, match="0 images are too few"):
         dense.Data.make(5, 0)
 
 
@@ -167,7 +167,7 @@ def test_peers_are_built_as_their_authors_have_them():
     assert way.counts
 
 
-SMALL = ["dense", "--pictures", "60", "--train-pictures", "40", "--seeds", "2", "--budget", "0.42", "--method",
+SMALL = ["dense", "--images", "60", "--train-images", "40", "--seeds", "2", "--budget", "0.42", "--method",
          "random", "top_k", "k_medoids", "ToMe"]
 
 
@@ -190,7 +190,7 @@ def test_the_command_measures(run):
     plain = rows[rows.method == "plain"]
     assert plain.pixel_miou.nunique() == 1                                     # its two probes are one
     assert plain.pixel_miou.iloc[0] > 0.4
-    at = rows[rows.probe == "plain"].groupby(["method", "start", "counts"])["pixel_miou"].mean()
+    at = rows[rows.probe == "plain"].groupby(["method", "init", "counts"])["pixel_miou"].mean()
     assert at["k_medoids", "farthest_first", True] > at["top_k", "", False]
     draws = rows[(rows.method == "random") & (rows.probe == "plain") & rows.counts]
     assert draws.pixel_miou.nunique() == 2
@@ -213,14 +213,14 @@ def test_the_same_command_measures_nothing_again(run, capsys):
     assert "Did you mean 'regions'" in capsys.readouterr().err
 
 
-def test_the_page_has_words_pictures_and_a_table(run):
+def test_the_page_has_words_images_and_a_table(run):
     out, rows = run
     page = (out / "index.html").read_text()
     sentences = dense_page.told(rows)
     assert len(sentences) == 3
     best = dense_page.summary(rows[(rows.probe == "own") & (rows.method != "plain")]).sort_values("miou").iloc[-1]
     assert f"{100 * best.miou:.1f} %" in sentences[2]
-    assert dense_page.label(*best[["method", "start", "counts"]]) in sentences[2]
+    assert dense_page.label(*best[["method", "init", "counts"]]) in sentences[2]
     for sentence in sentences:
         assert sentence.replace(" %", "&nbsp;%") in page
     assert page.count("<img alt=") == page.count("<img ") == 4 * (2 + 1 + len(dense_page.shown(rows)))

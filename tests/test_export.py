@@ -1,4 +1,4 @@
-"""A pooled model as a file: PyTorch's answers for any number of pictures, and a sentence where it cannot be."""
+"""A pooled model as a file: PyTorch's answers for any number of images, and a sentence where it cannot be."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ pytest.importorskip("onnxscript")
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return next(iter(datasets.open_data("pebbles", weights.load_model(), count=48)))[0]
 
 
@@ -35,13 +35,13 @@ WAYS = [dict(method="wk_medoids"), dict(method="wk_medoids", init="farthest_firs
 
 
 @pytest.mark.parametrize("options", WAYS, ids=lambda o: " ".join(map(str, o.values())))
-def test_onnx_answers_as_pytorch_for_any_number_of_pictures(options, pictures, tmp_path):
+def test_onnx_answers_as_pytorch_for_any_number_of_images(options, images, tmp_path):
     pooled = tp.PooledViT(short_model(), saving=0.42, n_iter=2, **options).eval()
     assert min(pooled.schedule) < 30
     export.save(export.trace(pooled), tmp_path / "m.onnx")
-    report = export.compare(tmp_path / "m.onnx", pooled, pictures, rounds=1)
+    report = export.compare(tmp_path / "m.onnx", pooled, images, rounds=1)
     assert report.sizes == (1, 3, 16)
-    assert report.pictures == report.same_top1 == 48
+    assert report.images == report.same_top1 == 48
     assert report.difference <= 1e-4
     assert report.equal
 
@@ -59,7 +59,7 @@ def shipped(tmp_path_factory):
 
 def test_export_end_to_end(shipped):
     out, said, noise = shipped
-    assert "Same answer as PyTorch in ONNX Runtime: 96 of 96 pictures have the same first class" in said
+    assert "Same answer as PyTorch in ONNX Runtime: 96 of 96 images have the same first class" in said
     assert "in batches of 1, 3 and 16" in said
     assert "timed in turns" in said
     assert noise == ""
@@ -75,10 +75,10 @@ def test_export_end_to_end(shipped):
     assert [p.name for p in out.parent.iterdir()] == ["model.onnx"]
 
 
-def test_exporting_twice_gives_the_same_program_and_leaves_the_model_alone(pictures, tmp_path):
+def test_exporting_twice_gives_the_same_program_and_leaves_the_model_alone(images, tmp_path):
     pooled = tp.PooledViT(short_model(), saving=0.42, method="top_k").eval()
     with torch.inference_mode():
-        before = pooled(pictures[:5])
+        before = pooled(images[:5])
     files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for file in files:
         export.save(export.trace(pooled), file)
@@ -87,18 +87,18 @@ def test_exporting_twice_gives_the_same_program_and_leaves_the_model_alone(pictu
         [(n.op_type, list(n.input), list(n.output)) for n in b.node]
     assert [t.SerializeToString() for t in a.initializer] == [t.SerializeToString() for t in b.initializer]
     with torch.inference_mode():
-        assert torch.equal(pooled(pictures[:5]), before)
+        assert torch.equal(pooled(images[:5]), before)
 
 
-def test_a_torch_program_is_kept_whole(pictures, tmp_path):
+def test_a_torch_program_is_kept_whole(images, tmp_path):
     pooled = tp.PooledViT(short_model(), saving=0.42, init="random", n_iter=2).eval()
     export.save(export.trace(pooled), tmp_path / "m.pt2")
-    assert export.compare(tmp_path / "m.pt2", pooled, pictures[:20], rounds=1).equal
+    assert export.compare(tmp_path / "m.pt2", pooled, images[:20], rounds=1).equal
 
 
-def test_another_models_file_is_not_called_the_same(pictures, shipped):
+def test_another_models_file_is_not_called_the_same(images, shipped):
     other = tp.PooledViT(weights.load_model(), saving=0.6, method="random").eval()
-    report = export.compare(shipped[0], other, pictures, rounds=1)
+    report = export.compare(shipped[0], other, images, rounds=1)
     assert not report.equal
     assert export.say(report, shipped[0])[0].startswith("NOT THE SAME")
 

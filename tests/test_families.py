@@ -1,7 +1,7 @@
 """Every model of timm's VisionTransformer and Eva families: timm's own logits when nothing is dropped, and a schedule.
 
 Each name is built by its own entry function (so with its own norms, heads, registers, rotary positions, ...), only
-shallower, narrower and for smaller pictures. The oracles are timm's own forward and torch's own FLOP counter.
+shallower, narrower and for smaller images. The oracles are timm's own forward and torch's own FLOP counter.
 """
 
 import pytest

@@ -39,7 +39,7 @@ def make(name, options=None, **settings):
     return model.eval()
 
 
-def pictures(b=2, height=32, width=32):
+def images(b=2, height=32, width=32):
     return torch.randn(b, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
@@ -52,7 +52,7 @@ def theirs(model, x, **options):
 
 @every_kind
 def test_logits_are_theirs_bit_by_bit(name, options):
-    model, x = make(name, options), pictures()
+    model, x = make(name, options), images()
     with torch.no_grad():
         for pooled in (tp.PooledViT(model), tp.PooledViT(model, [16, 16, 16])):
             assert torch.equal(pooled(x), theirs(model, x))
@@ -63,7 +63,7 @@ def test_logits_are_theirs_bit_by_bit(name, options):
 @every_kind
 @pytest.mark.parametrize("size", [(48, 48), (32, 64), (16, 64), (37, 50)])      # 16 x 64: 16 patches too
 def test_other_sizes_interpolate_as_theirs(name, options, size):
-    model, x = make(name, options), pictures(2, *size)
+    model, x = make(name, options), images(2, *size)
     ask = {} if name.startswith("Dinov2") else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         assert torch.equal(tp.PooledViT(model)(x), theirs(model, x, **ask))
@@ -72,13 +72,13 @@ def test_other_sizes_interpolate_as_theirs(name, options, size):
         assert trace.steps[-1].kept < trace.grid[0] * trace.grid[1]
 
 
-def test_a_picture_and_a_patch_may_be_oblong():
+def test_a_image_and_a_patch_may_be_oblong():
     model = make("ViTForImageClassification", image_size=(32, 48), patch_size=(8, 16))
-    x = pictures(2, 32, 48)
+    x = images(2, 32, 48)
     pooled = tp.PooledViT(model)
     assert torch.equal(pooled(x), theirs(model, x))
     assert pooled.trace(x).grid == (4, 3)
-    assert pooled(pictures(2, 64, 48)).shape == (2, 5)          # transformers itself cannot
+    assert pooled(images(2, 64, 48)).shape == (2, 5)          # transformers itself cannot
     with pytest.raises(ValueError, match=r"as a square, and config.image_size is 32 x 48"):
         tp.PooledViT(make("Dinov2Model", image_size=(32, 48)))
 
@@ -86,7 +86,7 @@ def test_a_picture_and_a_patch_may_be_oblong():
 @every_kind
 def test_the_block_with_a_score_is_theirs(name, options):
     """Scored blocks have an attention of our own: the same tokens, and the matrix that transformers reports."""
-    model, x = make(name, options), pictures()
+    model, x = make(name, options), images()
     model.set_attn_implementation("eager")
     vit = adapter.as_timm(model)
     said = model(x, output_hidden_states=True, output_attentions=True)
@@ -100,7 +100,7 @@ def test_the_block_with_a_score_is_theirs(name, options):
 @pytest.mark.parametrize("method", ["wk_medoids", "random"])
 @torch.no_grad()
 def test_pooled_models_count_trace_and_repeat(name, options, method):
-    pooled, x = tp.PooledViT(make(name, options), K, method=method, carry_counts=True, kernel="plain"), pictures()
+    pooled, x = tp.PooledViT(make(name, options), K, method=method, carry_counts=True, kernel="plain"), images()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         logits = pooled(x)
     assert counter.get_total_flops() == 2 * len(x) * tp.macs(pooled).total
@@ -124,7 +124,7 @@ def test_a_budget_and_the_bare_model_have_a_cost():
 
 @every_kind
 def test_training_one_trains_the_other(name, options):
-    model, x = make(name, options), pictures()
+    model, x = make(name, options), images()
     pooled = tp.PooledViT(model, K)
     own = {id(p) for p in model.parameters()}
     assert all(id(p) in own for p in pooled.parameters())
@@ -149,10 +149,10 @@ def test_state_dicts_have_their_names_both_ways(name, options):
     spare = {n for n in a.state_dict() if "mask_token" in n}
     assert set(pooled.state_dict()) == set(a.state_dict()) - spare
     pooled.load_state_dict(b.state_dict())
-    assert torch.equal(theirs(a, pictures()), theirs(b, pictures()))
+    assert torch.equal(theirs(a, images()), theirs(b, images()))
     fresh = make(name, options)
     assert not fresh.load_state_dict(pooled.state_dict(), strict=False).unexpected_keys
-    assert torch.equal(theirs(fresh, pictures()), theirs(b, pictures()))
+    assert torch.equal(theirs(fresh, images()), theirs(b, images()))
     wrapped = torch.nn.Sequential(pooled)
     wrapped.load_state_dict(wrapped.state_dict())
     pooled.vit.load_state_dict(pooled.vit.state_dict())
@@ -169,7 +169,7 @@ def test_state_dicts_have_their_names_both_ways(name, options):
     ("Dinov2WithRegistersForImageClassification", dict(drop_path_rate=0.4))])
 def test_what_is_dropped_in_training_is_the_same(name, settings):
     """The same draws in the same order: equal bits with one seed, and other ones with another."""
-    model, x = make(name, **settings).train(), pictures(4)
+    model, x = make(name, **settings).train(), images(4)
     pooled = tp.PooledViT(model)
     assert pooled.vit.training
 
@@ -183,7 +183,7 @@ def test_what_is_dropped_in_training_is_the_same(name, settings):
 
 
 def test_dinov2s_mean_counts_every_original_patch_once():
-    model, x = make("Dinov2ForImageClassification"), pictures()
+    model, x = make("Dinov2ForImageClassification"), images()
     pooled = tp.PooledViT(model, [16, 16, 5], method="k_means", init="farthest_first", carry_counts=True)
     step = pooled.trace(x).steps[-1]
     patches = model.base_model.layernorm(step.tokens)
@@ -193,7 +193,7 @@ def test_dinov2s_mean_counts_every_original_patch_once():
 
 
 def test_compiles_exports_and_saves_memory(tmp_path):
-    model, x = make("Dinov2ForImageClassification"), pictures(4)
+    model, x = make("Dinov2ForImageClassification"), images(4)
     pooled = tp.PooledViT(model, K, carry_counts=True)
     torch._dynamo.reset()
     with torch.no_grad():
@@ -248,7 +248,7 @@ def test_a_model_with_its_own_forward_is_refused():
 
 def test_a_part_exchanged_before_comes_along():
     """As a LoRA layer would: whatever stands in the place of a projection is what runs."""
-    model, x = make("ViTForImageClassification"), pictures()
+    model, x = make("ViTForImageClassification"), images()
     before = tp.PooledViT(model)(x)
     old = model.vit.layers[1].attention.q_proj if hasattr(model.vit, "layers") else None
     if old is None:
@@ -260,12 +260,12 @@ def test_a_part_exchanged_before_comes_along():
     assert any("q_proj.1.weight" in name for name in pooled.state_dict())
 
 
-def test_pictures_come_once():
+def test_images_come_once():
     pooled = tp.PooledViT(make("ViTModel"))
-    with pytest.raises(ValueError, match=r"Nothing came. Give the pictures once"):
+    with pytest.raises(ValueError, match=r"Nothing came. Give the images once"):
         pooled()
     with pytest.raises(ValueError, match="both came"):
-        pooled(pictures(), pixel_values=pictures())
+        pooled(images(), pixel_values=images())
 
 
 def test_tokenpool_neither_needs_nor_loads_transformers():

@@ -73,8 +73,8 @@ def weights():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     for label in range(2):
         (folder / str(label)).mkdir()
         for i in range(2):
@@ -83,10 +83,10 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def reproduce(out, cache, pictures, address, *extra, model=NAME, **environment):
+def reproduce(out, cache, images, address, *extra, model=NAME, **environment):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     return subprocess.run(
-        [sys.executable, "-m", "tokenpool.cli", "reproduce", "--model", model, "--data", str(pictures), "--method",
+        [sys.executable, "-m", "tokenpool.cli", "reproduce", "--model", model, "--data", str(images), "--method",
          "top_k", "--figure", "9", "--budget", "0.42", "--seeds", "1", "--out", str(out), *extra], cwd=ROOT,
         capture_output=True, text=True, timeout=200,
         env={**clean, "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1",
@@ -98,29 +98,29 @@ def fingerprints(out):
     return {row["weights"] for row in csv.DictReader((out / "results.csv").open())}
 
 
-def test_public_weights_are_fetched_cached_and_used_offline(weights, pictures, tmp_path):
+def test_public_weights_are_fetched_cached_and_used_offline(weights, images, tmp_path):
     hub = Hub({"model.safetensors": save(weights)})
     try:
-        first = reproduce(tmp_path / "a", tmp_path / "cache", pictures, hub.address, "--pretrained")
+        first = reproduce(tmp_path / "a", tmp_path / "cache", images, hub.address, "--pretrained")
     finally:
         hub.close()
     assert first.returncode == 0, first.stderr
     assert any(a.startswith("GET") and a.endswith("model.safetensors") for a in hub.asked)
     # the hub is gone; the cache serves, with and without being told to stay offline
-    offline = reproduce(tmp_path / "b", tmp_path / "cache", pictures, hub.address, "--pretrained", HF_HUB_OFFLINE="1")
+    offline = reproduce(tmp_path / "b", tmp_path / "cache", images, hub.address, "--pretrained", HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
     save_file(weights, tmp_path / "file.safetensors")
-    local = reproduce(tmp_path / "c", tmp_path / "none", pictures, hub.address, "--checkpoint",
+    local = reproduce(tmp_path / "c", tmp_path / "none", images, hub.address, "--checkpoint",
                       str(tmp_path / "file.safetensors"))
     assert local.returncode == 0, local.stderr
     assert fingerprints(tmp_path / "a") == fingerprints(tmp_path / "b") == fingerprints(tmp_path / "c")
     assert len(fingerprints(tmp_path / "a")) == 1
 
 
-def test_no_network_and_no_cache_is_one_sentence(pictures, tmp_path):
+def test_no_network_and_no_cache_is_one_sentence(images, tmp_path):
     hub = Hub({})
     hub.close()                                                     # an address where nobody listens
-    done = reproduce(tmp_path / "out", tmp_path / "empty", pictures, hub.address, "--pretrained")
+    done = reproduce(tmp_path / "out", tmp_path / "empty", images, hub.address, "--pretrained")
     assert done.returncode == 2
     said = [line for line in done.stderr.splitlines() if line.strip()]
     assert "Traceback" not in done.stderr

@@ -31,10 +31,10 @@ def explorer():
 
 def setting(**changed):
     first = PRESETS["geometric, 42 % saved"]
-    plain = dict(preset="geometric, 42 % saved", budget=58, lock=False, method="wk_medoids", start="top_k", output="",
-                 counts=False, compare=K.NOBODY, picture=K.picture_names()[0], shown=K.picture_names()[0],
+    plain = dict(preset="geometric, 42 % saved", budget=58, lock=False, method="wk_medoids", init="top_k", output="",
+                 counts=False, compare=K.NOBODY, image=K.image_names()[0], shown=K.image_names()[0],
                  **{f"k{b}": k for b, k in enumerate(first[:5], start=1)})
-    return K.Setting(**(plain | changed | ({"shown": changed["picture"]} if "picture" in changed else {})))
+    return K.Setting(**(plain | changed | ({"shown": changed["image"]} if "image" in changed else {})))
 
 
 def built(code):
@@ -44,7 +44,7 @@ def built(code):
 # ---- compute, against the model ----
 
 @pytest.mark.parametrize("choice", [dict(), dict(method="top_k", counts=True), dict(method="k_means", output="medoid"),
-                                    dict(start="farthest_first", output="mean"), dict(method="grid_average")])
+                                    dict(init="farthest_first", output="mean"), dict(method="grid_average")])
 def test_compute_against_the_model(choice):
     asked = setting(**choice)
     v = K.look(asked)
@@ -85,7 +85,7 @@ def test_a_cluster_belongs_to_most_of_its_patches():
     assert K._regions(regions, step, chooses=True).tolist() == [0, 0]
 
 
-def test_the_rebuilt_picture_patch_by_patch():
+def test_the_rebuilt_image_patch_by_patch():
     pixels = pebbles(24)[1][4]
     labels = torch.arange(64).div(2, rounding_mode="floor")[None]                # patches 2 c and 2 c + 1 share c
     step = type("Step", (), dict(kept=32, labels=labels, origin=torch.arange(1, 64, 2)[None]))
@@ -100,8 +100,8 @@ def test_the_rebuilt_picture_patch_by_patch():
     assert (whole.runs[0].rebuilt == pixels).all()                   # nothing pooled: nothing lost
 
 
-def test_the_strip_holds_seven_pictures():
-    shown = K.sample(K.picture_names()[0])
+def test_the_strip_holds_seven_images():
+    shown = K.sample(K.image_names()[0])
     first = K._first(shown)
     frame = (first == 255).all(2) & (shown.pixels.transpose(1, 2, 0).repeat(2, 0).repeat(2, 1) != 255).any(2)
     inside = (shown.regions == 2).reshape(8, 8).repeat(16, 0).repeat(16, 1)
@@ -110,9 +110,9 @@ def test_the_strip_holds_seven_pictures():
     assert K.look(setting()).runs[0].strip.shape == (128, 7 * 136, 3)
 
 
-def test_the_pictures_are_what_their_names_say():
-    assert len(K.picture_names()) == 11
-    for name in K.picture_names()[:6]:
+def test_the_images_are_what_their_names_say():
+    assert len(K.image_names()) == 11
+    for name in K.image_names()[:6]:
         assert K.spoken(int(K._plain(name, b"").argmax())) in name          # and the plain model knows them all
         assert (K.sample(name).regions == 2).sum() >= 4
 
@@ -228,7 +228,7 @@ def test_one_move_is_one_compute_and_one_drawing(explorer, monkeypatch):
     monkeypatch.setattr(explorer, "compute", lambda s: (computes.append(s), K.look(s))[1])
     monkeypatch.setattr(explorer, "draw", lambda v: (drawings.append(v), K.figure(v))[1])
     moves = [dict(k2=20), dict(preset="early and hard, 42 % saved"), dict(lock=True), dict(k1=40), dict(budget=70),
-             dict(method="top_k"), dict(compare="k_means"), dict(picture=K.picture_names()[2])]
+             dict(method="top_k"), dict(compare="k_means"), dict(image=K.image_names()[2])]
     for count, move in enumerate(moves, start=1):
         explorer.set(**move)
         assert (len(computes), len(drawings)) == (count, count), move
@@ -267,7 +267,7 @@ def test_undo_redo_and_reset(explorer):
 
 def test_the_code_makes_the_same_model(explorer):
     explorer.set(preset="late and gently, 42 % saved", method="k_means", output="medoid", counts=True,
-                 start="farthest_first", compare="top_k")
+                 init="farthest_first", compare="top_k")
     explorer.buttons["code"].click()
     assert "One click selects it" in explorer.words
     lines = explorer.code.split("\n")
@@ -337,14 +337,14 @@ def test_words_name_what_moved_and_why(explorer):
     explorer.set(lock=False, method="top_k")
     assert "from wk_medoids to top_k (keep the K tokens with the highest score" in explorer.words
     assert "top_k starts nowhere" in explorer.words
-    explorer.set(picture="photograph: cat")
+    explorer.set(image="photograph: cat")
     assert "knows pebbles only" in explorer.words
 
 
 def test_every_control_is_answered(explorer):
-    for name, value in (("method", "top_k"), ("start", "farthest_first"), ("output", "medoid"), ("counts", True),
+    for name, value in (("method", "top_k"), ("init", "farthest_first"), ("output", "medoid"), ("counts", True),
                         ("lock", True), ("compare", "top_k"), ("budget", 70), ("preset", "early and hard, 42 % saved"),
-                        ("picture", K.picture_names()[1]), *((f"k{b}", 12 - b) for b in range(1, 6))):
+                        ("image", K.image_names()[1]), *((f"k{b}", 12 - b) for b in range(1, 6))):
         before = explorer.words
         explorer.set(**{name: value})
         assert explorer.error is None
@@ -361,7 +361,7 @@ def test_no_corner_breaks_the_explorer(explorer):
         elif isinstance(spec, Number):
             moves += [{name: spec.low}, {name: spec.high}]
     moves += [dict(lock=True), *({f"k{b}": k} for b in range(1, 6) for k in (1, 64)), dict(budget=20),
-              dict(counts=True), dict(method="importance_with_replacement"), dict(picture="photograph: cat")]
+              dict(counts=True), dict(method="importance_with_replacement"), dict(image="photograph: cat")]
     for move in moves:
         explorer.set(**move)
         assert explorer.error is None, (move, explorer.words)
@@ -382,7 +382,7 @@ def test_a_raising_compute_is_told_and_kept(explorer, monkeypatch):
     assert explorer.values()["k2"] == 36
 
 
-# ---- your own picture ----
+# ---- your own image ----
 
 def encoded(kind="PNG", size=(90, 60), mode="RGB"):
     draw = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
@@ -405,7 +405,7 @@ def test_an_upload_is_shown(explorer, kind, mode):
     content = encoded(kind, mode=mode)
     explorer.upload._handle_custom_msg({"name": f"mine.{kind}", "size": len(content)}, [memoryview(content)])
     assert explorer.error is None
-    assert explorer.values()["picture"] == K.OWN
+    assert explorer.values()["image"] == K.OWN
     assert "knows pebbles only" in explorer.words
     own = np.frombuffer(explorer.setting.own, np.uint8).reshape(3, 64, 64)
     assert own.std() > 10
@@ -413,24 +413,24 @@ def test_an_upload_is_shown(explorer, kind, mode):
         middle = Image.open(io.BytesIO(content)).crop((15, 0, 75, 60)).resize((64, 64), Image.Resampling.LANCZOS)
         assert (own == np.asarray(middle).transpose(2, 0, 1)).all()
         explorer.undo()
-        assert explorer.values()["picture"] == K.picture_names()[0]
-        explorer.set(picture=K.OWN)                                  # taken back with the move that brought it
-        assert "not uploaded a picture yet" in explorer.words
+        assert explorer.values()["image"] == K.image_names()[0]
+        explorer.set(image=K.OWN)                                  # taken back with the move that brought it
+        assert "not uploaded an image yet" in explorer.words
 
 
 @pytest.mark.parametrize(("name", "content", "phrase"), [
-    ("notes.png", b"these are words", "cannot be read as a picture"), ("empty.png", b"", "cannot be read as a picture"),
+    ("notes.png", b"these are words", "cannot be read as an image"), ("empty.png", b"", "cannot be read as an image"),
     ("cut.png", encoded()[:2000], "damaged"), ("cut.jpg", encoded("JPEG")[:2500], "damaged"),
     ("anim.gif", encoded("GIF"), "Use a PNG, JPEG, WEBP or BMP file"), ("bomb.png", huge(), "pixels"),
     ("wide.bmp", encoded("BMP", (41_000, 1000), "1")[:9000], "41000 x 1000 pixels"),
-    ("large.png", bytes(5_000_001), "5.0 MB; use a picture of at most 5 MB")])
+    ("large.png", bytes(5_000_001), "5.0 MB; use an image of at most 5 MB")])
 def test_a_bad_upload_is_answered_in_words(explorer, name, content, phrase):
     explorer.upload._handle_custom_msg({"name": name, "size": len(content)}, [content])
     assert explorer.words.startswith(name)
     assert phrase in explorer.words
-    assert f"The picture is still {K.picture_names()[0]}" in explorer.words
+    assert f"The image is still {K.image_names()[0]}" in explorer.words
     assert explorer.error is None
-    assert explorer.setting.picture == K.picture_names()[0]
+    assert explorer.setting.image == K.image_names()[0]
 
 
 def test_a_file_that_the_browser_did_not_send_is_answered_by_its_size(explorer):
@@ -438,10 +438,10 @@ def test_a_file_that_the_browser_did_not_send_is_answered_by_its_size(explorer):
     assert "film.png has 700.0 MB" in explorer.words
 
 
-def test_your_own_without_an_upload_keeps_the_picture(explorer):
-    explorer.set(picture="photograph: cat", k1=40)
-    explorer.set(picture=K.OWN)
-    assert explorer.words.startswith("You have not uploaded a picture yet")
+def test_your_own_without_an_upload_keeps_the_image(explorer):
+    explorer.set(image="photograph: cat", k1=40)
+    explorer.set(image=K.OWN)
+    assert explorer.words.startswith("You have not uploaded an image yet")
     assert explorer.setting.shown == "photograph: cat"
 
 
@@ -450,9 +450,9 @@ def test_your_own_without_an_upload_keeps_the_picture(explorer):
 def test_a_move_is_quick(explorer):
     took = []
     for k in range(47, 36, -1):
-        start = time.process_time()          # of the processor, so that a busy machine changes nothing
+        started = time.process_time()          # of the processor, so that a busy machine changes nothing
         explorer.set(k1=k)
-        took.append(time.process_time() - start)
+        took.append(time.process_time() - started)
     assert sorted(took)[len(took) // 2] < 0.3            # 0.07 s on one core
 
 

@@ -256,7 +256,7 @@ if not INTERPRETED:
         torch.testing.assert_close(with_gradient.detach(), plain, rtol=1e-4, atol=1e-5)
 
     def test_one_graph_for_every_batch():
-        """No graph break, and no new graph for new pictures."""
+        """No graph break, and no new graph for new images."""
         pooled = tp.PooledViT(timm.create_model("pebbles_vit").eval(), [40, 30, 20, 10, 5, 5], carry_counts=True)
         torch._dynamo.reset()
         graphs = []
@@ -269,7 +269,7 @@ if not INTERPRETED:
         assert len(graphs) == 1
 
     def test_large_sets_are_pooled_in_parts(monkeypatch):
-        """A few pictures, and a few heads, at a time: the same answer, to the last bit."""
+        """A few images, and a few heads, at a time: the same answer, to the last bit."""
         from tokenpool.core import methods
         x, weights = clouds("random", b=5)
         whole = tp.pool_tokens(x, 9, weights=weights)
@@ -282,7 +282,7 @@ if not INTERPRETED:
         bias = torch.rand(5, 1, 1, 17, generator=g).log()
         wanted = attention.Wanted("received", 1)
         y, score = attention.attend_and_score(q, k, v, 0.3, bias, wanted)
-        for held in (1, 2, 3, 7):                            # (picture, head) pairs at a time
+        for held in (1, 2, 3, 7):                            # (image, head) pairs at a time
             monkeypatch.setattr(attention, "_LOGITS", {"cpu": held * 17**2})
             some = attention.attend_and_score(q, k, v, 0.3, bias, wanted)
             torch.testing.assert_close(some, (y, score), rtol=1e-6, atol=1e-6)

@@ -44,7 +44,7 @@ def test_an_unknown_notebook_exercise_or_prediction_is_told():
 
 def test_the_tokens_of_a_block_are_what_a_trace_says():
     lab = Lab("03")
-    x, pixels, labels, regions = lab.pictures(2)
+    x, pixels, labels, regions = lab.images(2)
     assert (x.shape, pixels.shape, labels.shape, regions.shape) == ((2, 3, 64, 64), (2, 3, 64, 64), (2,), (2, 64))
     assert set(regions.ravel()) == {0, 1, 2}
     tokens, score = lab.tokens(x, 2)
@@ -315,7 +315,7 @@ def test_every_move_says_what_changed(number):
         assert explorer.error is None, explorer.words
         assert explorer.words.startswith(f"You changed *{spec.label}* from {before} to {after}")
         told += any(verb in explorer.words for verb in (" rose from ", " fell from ", " stays at "))
-    assert told >= len(explorer.specs) - 2      # of another picture or another stage there may be nothing to compare
+    assert told >= len(explorer.specs) - 2      # of another image or another stage there may be nothing to compare
 
 
 def test_what_became_of_a_number():

@@ -48,10 +48,10 @@ def test_companions_may_come_in_any_container(form):
     assert toys.companions.check(lambda labels, patch: form(solution(labels, patch))).state == "right"
 
 
-# ---- pictures and tokens ----
+# ---- images and tokens ----
 
 def test_a_patch_is_where_it_should_be_and_the_way_back_is_exact(lab):
-    _, pixels, _, _ = lab.pictures(4)
+    _, pixels, _, _ = lab.images(4)
     f = toys.patch_tokens(pixels)
     assert f.shape == (4, 64, 192)
     patch = pixels[2][:, 24:32, 40:48]                      # row 3, column 5 of the grid
@@ -60,27 +60,27 @@ def test_a_patch_is_where_it_should_be_and_the_way_back_is_exact(lab):
 
 
 def test_regions_and_kinds_agree_with_a_count_of_pixels(lab):
-    _, _, _, regions = lab.pictures(3)
+    _, _, _, regions = lab.images(3)
     masks = toys.Pebbles(seed=4).batch(range(3))[2]
     kinds = toys.kinds(3)
-    for picture in range(3):
+    for image in range(3):
         for patch in range(64):
             row, column = divmod(patch, 8)
-            inside = masks[picture, 8 * row:8 * row + 8, 8 * column:8 * column + 8]
+            inside = masks[image, 8 * row:8 * row + 8, 8 * column:8 * column + 8]
             shares = [(inside == r).mean() for r in range(3)]
             pure = [r for r in range(3) if shares[r] >= 0.9]
-            assert kinds[picture, patch] == (pure[0] if pure else 3)
-            assert (regions[picture, patch] == 2) == (shares[2] >= 1 / 3)
+            assert kinds[image, patch] == (pure[0] if pure else 3)
+            assert (regions[image, patch] == 2) == (shares[2] >= 1 / 3)
 
 
 def test_in_the_network_is_what_lab_tokens_says(lab):
-    x, _, _, _ = lab.pictures(2)
+    x, _, _, _ = lab.images(2)
     for block in (0, 2, 5):
         mine, theirs = toys.in_the_network(x, block), lab.tokens(x, block)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_chance_draws_anew_for_every_five_pictures():
+def test_chance_draws_anew_for_every_five_images():
     f = torch.randn(10, 12, 3, generator=torch.Generator().manual_seed(0))
     f[5:] = f[:5]
     u = toys.reconstruct(f, 4, "random")
@@ -90,7 +90,7 @@ def test_chance_draws_anew_for_every_five_pictures():
 
 
 def test_the_network_names_what_it_was_trained_on(lab):
-    _, pixels, labels, _ = lab.pictures(30)
+    _, pixels, labels, _ = lab.images(30)
     assert toys.top1(pixels, labels) > 0.9
     everything = tp.PooledViT(lab.vit, [64] * 6, method="random")
     assert toys.top1(pixels, labels, everything, draws=2) == toys.top1(pixels, labels)
@@ -104,15 +104,15 @@ def lost():
 
 
 def test_losses_are_those_of_a_loop(lab, lost):
-    _, pixels, _, _ = lab.pictures(20)
+    _, pixels, _, _ = lab.images(20)
     f, kinds = toys.patch_tokens(pixels), toys.kinds(20)
     u = tp.pool_tokens(f, 16, method="k_means").unpool()
     error = apart = pixel = count = 0.0
-    for picture in range(20):
-        middle = f[picture].mean(0)
-        for patch in np.flatnonzero(kinds[picture] == 0):
-            off = ((f[picture, patch] - u[picture, patch]) ** 2).sum().item()
-            error, apart = error + off, apart + ((f[picture, patch] - middle) ** 2).sum().item()
+    for image in range(20):
+        middle = f[image].mean(0)
+        for patch in np.flatnonzero(kinds[image] == 0):
+            off = ((f[image, patch] - u[image, patch]) ** 2).sum().item()
+            error, apart = error + off, apart + ((f[image, patch] - middle) ** 2).sum().item()
             pixel, count = pixel + off, count + 192
     row = lost[(lost["method"] == "k_means") & (lost["k"] == 16) & (lost["kind"] == "ground")].iloc[0]
     assert row["lost"] == pytest.approx(error / apart, rel=1e-4)
@@ -148,7 +148,7 @@ def test_clusters_are_numbered_as_one_reads():
 
 
 def test_figures_hold_what_they_say(lab):
-    _, pixels, _, regions = lab.pictures(1)
+    _, pixels, _, regions = lab.images(1)
     fig = toys.grid_figure(pixels[0], regions[0])
     assert [t.type for t in fig.data] == ["image", "image", "scatter", "image", "scatter"]
     assert list(fig.data[2].text) == [str(i) for i in range(64)]
@@ -168,7 +168,7 @@ def test_numbers_stand_in_their_patches():
 
 
 def test_group_against_the_operator(lab):
-    _, pixels, _, regions = lab.pictures(6)
+    _, pixels, _, regions = lab.images(6)
     out = tp.pool_tokens(toys.patch_tokens(pixels[1:2]), 9, method="k_means")
     g = toys.group("pebbles 2", -1, "k_means", 9, 20)
     same = out.labels[0].numpy()[:, None] == out.labels[0].numpy()[None]
@@ -205,9 +205,9 @@ def test_every_corner_of_the_explorer():
     explorer = toys.explore()
     seen = {state_words(explorer)}
     corners = itertools.product(("pebbles 6", "cat (photograph)"), (-1, 2), ("k_means", "top_k"), (1, 64))
-    for picture, block, method, k in (*corners, ("pebbles 1", 0, "grid_average", 7), ("pebbles 1", 0, "wk_means", 7)):
-        explorer.set(picture=picture, block=block, method=method, k=k)
-        assert explorer.error is None, (picture, block, method, k, explorer.error)
+    for image, block, method, k in (*corners, ("pebbles 1", 0, "grid_average", 7), ("pebbles 1", 0, "wk_means", 7)):
+        explorer.set(image=image, block=block, method=method, k=k)
+        assert explorer.error is None, (image, block, method, k, explorer.error)
         assert f"{k} of 64 tokens by {method}" in explorer.words
         seen.add(state_words(explorer))
     assert len(seen) == 19

@@ -128,11 +128,11 @@ def brute_fine(tokens, limit=2):
     side = math.isqrt(tokens.shape[1])
     row, col = np.divmod(np.arange(side * side), side)
     shares = []
-    for picture in tokens.double().numpy():
+    for image in tokens.double().numpy():
         high = total = 0.0
         for a, b in itertools.product(range(side), repeat=2):
             wave = np.exp(-2j * np.pi * (a * row + b * col) / side)
-            energy = (np.abs(wave @ picture) ** 2).sum()
+            energy = (np.abs(wave @ image) ** 2).sum()
             total += energy if (a, b) != (0, 0) else 0
             high += energy if max(min(a, side - a), min(b, side - b)) > limit else 0
         shares.append(high / total)
@@ -205,7 +205,7 @@ def test_what_by_depth_must_obey(measured):
     assert (blocks["kept_shuffled"] < blocks["kept"]).all()
     ends = smoothing.first_and_last({("pebbles", "pebbles"): measured})
     assert ends["last"].item() < ends["embedding"].item()
-    wide = measured.pivot(index="picture", columns="block", values="fine_stream")
+    wide = measured.pivot(index="image", columns="block", values="fine_stream")
     assert ends["fell in"].item() == f"{(wide[6] < wide[0]).sum()} of 4"
     norms = smoothing.norms_by_block({"pebbles": measured})
     assert len(norms) == 6

@@ -270,7 +270,7 @@ def test_error_path_equals_pool_tokens(layers):
     assert torch.allclose(path[3, 5], out.inertia / variance, rtol=1e-3)
 
 
-def test_random_starts_differ_from_picture_to_picture():
+def test_random_starts_differ_from_image_to_image():
     starts = toys.random_starts(50, 64, 16, seed=0)
     assert starts.shape == (50, 16)
     assert all(len(set(s)) == 16 for s in starts.tolist())
@@ -279,7 +279,7 @@ def test_random_starts_differ_from_picture_to_picture():
     plus = toys.make_start("k_means_plus_plus", clustering.pairwise(x), torch.ones(6, 20), 5, seed=0)
     assert plus.shape == (6, 5)
     assert all(len(set(s)) == 5 for s in plus.tolist())
-    assert len({s[0] for s in plus.tolist()}) > 1, "every picture draws for itself"
+    assert len({s[0] for s in plus.tolist()}) > 1, "every image draws for itself"
 
 
 def test_intervals_and_the_two_losses(layers):
@@ -328,7 +328,7 @@ def test_recorded_rows():
     tables = {p: toys.accuracy(p) for p in toys.PRESETS}
     for table in tables.values():
         plain = table[~table["counts"]]
-        assert plain.groupby("stage")["start"].nunique().to_dict() == {"finetuned": 3, "untouched": 3}
+        assert plain.groupby("stage")["init"].nunique().to_dict() == {"finetuned": 3, "untouched": 3}
         assert (table["low"] <= table["top1"]).all()
         assert (table["top1"] <= table["high"]).all()
     assert len(toys.accuracy_figure(tables).data) == 2 * 2 * 4
@@ -360,16 +360,16 @@ def test_what_the_notebook_says_of_accuracy():
 
 # ---- the explorer ----
 
-@pytest.mark.parametrize("start_name", toys.STARTS)
-def test_scene_starts_and_ends_where_the_package_does(start_name):
+@pytest.mark.parametrize("init_name", toys.INITS)
+def test_scene_starts_and_ends_where_the_package_does(init_name):
     f, score = toys.cloud(toys.CLOUDS[2])
-    out = tp.pool_tokens(f[None], 5, method="k_medoids", weights=score[None], init=start_name, n_iter=20,
+    out = tp.pool_tokens(f[None], 5, method="k_medoids", weights=score[None], init=init_name, n_iter=20,
                          output="medoid", generator=torch.Generator().manual_seed(7))
-    c = toys.scene(toys.CLOUDS[2], "k_medoids", 5, start_name, 7, 16)
+    c = toys.scene(toys.CLOUDS[2], "k_medoids", 5, init_name, 7, 16)
     assert c.final == pytest.approx(out.inertia.item(), rel=1e-3)
     if c.settled is not None:
         assert c.run[16].error == pytest.approx(c.final, rel=1e-3)
-    assert {s: len(e) for s, e in c.finals.items()} == {s: toys.seeds_of(s, 50) for s in toys.STARTS}
+    assert {s: len(e) for s, e in c.finals.items()} == {s: toys.seeds_of(s, 50) for s in toys.INITS}
 
 
 def test_left_alone_means_settled():
@@ -401,8 +401,8 @@ def test_scene_figure_always_has_the_same_traces():
 
 
 def test_words_say_what_changed():
-    def words(at, method="k_medoids", start_name="top_k", seed=0):
-        return toys.scene_words(toys.scene(toys.CLOUDS[1], method, 6, start_name, seed, at))
+    def words(at, method="k_medoids", init_name="top_k", seed=0):
+        return toys.scene_words(toys.scene(toys.CLOUDS[1], method, 6, init_name, seed, at))
 
     assert "highest score" in words(0)
     assert "Nobody belongs" in words(0)
@@ -412,16 +412,16 @@ def test_words_say_what_changed():
     assert "tokens that change over to a nearer centre" in words(3)
     assert "nothing changes" in words(16)
     assert "settles after half-step 7" in words(16)
-    assert "the best of all starts and seeds. 0 of 50" in words(16, start_name="farthest_first")
-    assert words(0, start_name="random", seed=1) != words(0, start_name="random", seed=2)
+    assert "the best of all starts and seeds. 0 of 50" in words(16, init_name="farthest_first")
+    assert words(0, init_name="random", seed=1) != words(0, init_name="random", seed=2)
     table = toys.scene_table(toys.scene(toys.CLOUDS[1], "k_medoids", 6, "top_k", 0, 0))
     assert list(table["kind"][:3]) == ["start", "assign", "move"]
     assert len(table) == 17
 
 
 def test_a_crowd_keeps_four_centres_from_top_k_and_two_from_farthest_first():
-    for start_name, inside in (("top_k", 4), ("farthest_first", 2)):
-        c = toys.scene(toys.CLOUDS[1], "k_medoids", 6, start_name, 0, 16)
+    for init_name, inside in (("top_k", 4), ("farthest_first", 2)):
+        c = toys.scene(toys.CLOUDS[1], "k_medoids", 6, init_name, 0, 16)
         assert int((c.run[16].centres[:, 0] > 0.5).sum()) == inside
 
 
@@ -436,7 +436,7 @@ def test_explorer_at_the_corners_of_every_control():
         explorer.set(**settings)
         assert explorer.error is None, settings
         assert len(explorer.figure.data) == traces
-        moved = settings.get("seed") is None or explorer.values()["start"] == "random"
+        moved = settings.get("seed") is None or explorer.values()["init"] == "random"
         assert (state_words(explorer) != before) or not moved, settings
 
 

@@ -160,7 +160,7 @@ def test_the_prediction_names_the_schedules_that_are_measured():
 # ---- measuring ----
 
 def test_measure_against_the_model_itself():
-    x, y = L._pictures("tune", 20)
+    x, y = L._images("tune", 20)
     m = L.measure(L.once(1, 8), "top_k", count=20, series="tune")
     with torch.no_grad():
         logits = tp.PooledViT(shipped_vit(), (64, 8, 8, 8, 8, 8), method="top_k").eval()(x)
@@ -168,7 +168,7 @@ def test_measure_against_the_model_itself():
     assert m.belief == pytest.approx(logits.softmax(1)[range(20), y].numpy(), abs=1e-5)
     assert (m.error[[0, 2, 3, 4, 5]] == 0).all()
     assert (m.error[1] > 0).all()
-    assert not torch.equal(x, L._pictures("test", 20)[0])        # chosen by others than measured on
+    assert not torch.equal(x, L._images("test", 20)[0])        # chosen by others than measured on
 
 
 def test_paired_interval_by_hand():
@@ -289,7 +289,7 @@ def test_the_presets_are_the_schedules_of_the_lesson():
     assert tuple(L.explore().setting.schedule) == L.equal_cost()["geometric"]
 
 
-def test_what_the_notebook_says_of_the_first_picture():
+def test_what_the_notebook_says_of_the_first_image():
     """Early loses the class, to the ground's columns; geometric, late, and early with counts keep it."""
     geometric = L.explore()
     early, late = seen(preset="early and hard, 42 % saved"), seen(preset="late and gently, 42 % saved")

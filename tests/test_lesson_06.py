@@ -63,14 +63,14 @@ def test_exercise_b_the_ratio():
     ])
 
 
-def interval(z=1.96, pictures=True, combine=math.hypot, unpaired=False, scale=1, sign=1, root=True,
+def interval(z=1.96, images=True, combine=math.hypot, unpaired=False, scale=1, sign=1, root=True,
              runs=lambda noise, r, s: noise * (1 / r + 1 / s) ** 0.5,
              verdict=lambda d, h: "undecided" if abs(d) <= h else "above" if d > 0 else "below"):
     def beyond_noise(ours, theirs, run_noise):
         a, b = ours.mean(0), theirs.mean(0)
         n = len(a) ** 0.5 if root else 1
         spread = math.hypot(a.std(), b.std()) / n if unpaired else (a - b).std().item() / n
-        half = z * combine(spread if pictures else 0.0, runs(run_noise, len(ours), len(theirs)))
+        half = z * combine(spread if images else 0.0, runs(run_noise, len(ours), len(theirs)))
         difference = sign * scale * (a - b).mean().item()
         return difference, half, verdict(difference, half)
     return beyond_noise
@@ -79,13 +79,13 @@ def interval(z=1.96, pictures=True, combine=math.hypot, unpaired=False, scale=1,
 def test_exercise_c_the_interval():
     lessons.check_exercise("06", "c", [
         (interval(runs=lambda noise, r, s: 0.0), "run_noise is missing"),
-        (interval(pictures=False), "knows the finetunings only"),
+        (interval(images=False), "knows the finetunings only"),
         (interval(combine=lambda a, b: a + b), "You add the two parts"),
         (interval(combine=lambda a, b: (a + b) ** 0.5), "Squares are missing"),
         (interval(z=1.645), "*one* side"),
         (interval(z=1.0), "one standard error"),
         (interval(runs=lambda noise, r, s: noise), "root of 1/1 + 1/2"),
-        (interval(unpaired=True), "picture by picture"),
+        (interval(unpaired=True), "image by image"),
         (interval(root=False), "divide by the root of n"),
         (interval(sign=-1), "The sign"),
         (interval(scale=100), "not percent"),
@@ -102,7 +102,7 @@ def test_exercise_c_is_what_the_claims_are_judged_by():
     draw = np.random.default_rng(0)
     for runs in ((1, 1), (1, 2), (3, 2)):
         ours, theirs = (draw.random((r, 300)) < p for r, p in zip(runs, (0.6, 0.5), strict=True))
-        a, b = (pd.DataFrame({"right": [pack(row) for row in rows], "pictures": 300, "data": "x"})
+        a, b = (pd.DataFrame({"right": [pack(row) for row in rows], "images": 300, "data": "x"})
                 for rows in (ours, theirs))
         wanted = gap(a, b, 0.01)
         value, half, _ = toys.beyond_noise.solution(torch.tensor(ours).float(), torch.tensor(theirs).float(), 0.01)
@@ -203,7 +203,7 @@ def random_qk(equal=False):
 
 
 def test_caught_queries_and_keys_give_the_models_own_attention():
-    vit, x = shipped_vit(), Lab("06").pictures(4)[0]
+    vit, x = shipped_vit(), Lab("06").images(4)[0]
     caught = toys.head_vectors(vit, x)
     assert len(caught) == 6
     with torch.no_grad():
@@ -264,15 +264,15 @@ def test_length_spread_by_hand():
 
 @pytest.fixture(scope="module")
 def heads():
-    return toys.head_table({"pebbles": (shipped_vit(), Lab("06").pictures(8)[0]),
-                            "photographs": (photograph_vit(), toys.photo_pictures())})
+    return toys.head_table({"pebbles": (shipped_vit(), Lab("06").images(8)[0]),
+                            "photographs": (photograph_vit(), toys.photo_images())})
 
 
 def test_heads_of_two_models(heads):
     assert heads.groupby("model").size().to_dict() == {"pebbles": 18, "photographs": 12}
     assert (heads["keys"] > 0.1).all()
     assert (heads["queries of one length"] < heads["keys of one length"]).all()
-    assert toys.photo_pictures().shape == (25, 3, 64, 64)
+    assert toys.photo_images().shape == (25, 3, 64, 64)
     assert len(toys.spread_figure(heads).data) == 4
     fig = toys.change_figure(heads)
     assert [len(t.y) for t in fig.data] == [4 * 18, 4 * 12]
@@ -284,7 +284,7 @@ def test_heads_of_two_models(heads):
 
 def test_lengths_away_is_what_it_says():
     lab = Lab("06")
-    vit, (x, _, labels, _) = lab.vit, lab.pictures(8)
+    vit, (x, _, labels, _) = lab.vit, lab.images(8)
     before = vit(x)
     table = toys.lengths_away(vit, x, labels)
     assert torch.equal(before, vit(x))
@@ -315,11 +315,11 @@ def test_ablation_is_the_ledgers():
     for i in (1, 2):
         assert f"{table['difference'][i]:+.1f} ± {table['half'][i]:.1f}" in told
     assert math.isnan(table["half"][0])
-    assert (table["half"][1:] > table["pictures"][1:]).all()
+    assert (table["half"][1:] > table["images"][1:]).all()
     for ours, theirs in toys.recorded_pairs().values():
         assert set(ours["qk"]) == {"r1-learned"}
         assert set(theirs["qk"]) == {""}
-        assert set(ours["pictures"]) == set(theirs["pictures"]) == {2500}       # prediction d says so
+        assert set(ours["images"]) == set(theirs["images"]) == {2500}       # prediction d says so
     fig = toys.ablation_figure(table)
     assert [len(trace.x) for trace in fig.data] == [3, 2]
 
@@ -372,10 +372,10 @@ def test_kernel_figure_draws_the_numbers():
 
 def test_words_follow_every_control():
     box = toys.explore()
-    start = state_words(box)
-    assert "ratio reaches 7.39" in start
-    assert "No angle costs a factor of ten" in start
-    seen = {start}
+    first = state_words(box)
+    assert "ratio reaches 7.39" in first
+    assert "No angle costs a factor of ten" in first
+    seen = {first}
     for change in (dict(reading="r2"), dict(alpha=4.0), dict(layout=toys.LAYOUTS[0]), dict(keys=20), dict(d=16),
                    dict(spread=0.5), dict(spread=0.0)):
         box.set(**change)

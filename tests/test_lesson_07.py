@@ -80,7 +80,7 @@ def test_every_recorded_row_has_a_family_and_one_only():
 def test_before_after_is_the_mean_of_the_rows():
     rows = runs.recorded().rows
     found = runs.before_after(runs.PHOTOGRAPHS, 0.42).set_index("system")
-    mine = rows[(rows["preset"] == runs.PHOTOGRAPHS) & (rows["method"] == "wk_medoids") & (rows["start"] == "top_k")
+    mine = rows[(rows["preset"] == runs.PHOTOGRAPHS) & (rows["method"] == "wk_medoids") & (rows["init"] == "top_k")
                 & np.isclose(rows["saving"], 0.42) & (rows["model"] == "imagenet50_cpu/ti") & (rows["qk"] == "")]
     for column, stage in (("before", "untouched"), ("after", "finetuned")):
         right = [unpack(t, 2500).mean() for t in mine[mine["stage"] == stage]["right"]]
@@ -92,7 +92,7 @@ def test_before_after_is_the_mean_of_the_rows():
 def test_given_back_is_a_share_of_what_was_lost():
     rows = runs.recorded().rows
     mine = rows[(rows["preset"] == "pebbles") & np.isclose(rows["saving"], 0.42) & (rows["method"] == "wk_medoids")
-                & (rows["start"] == "top_k")].set_index("stage")["top1"]
+                & (rows["init"] == "top_k")].set_index("stage")["top1"]
     plain = rows[(rows["preset"] == "pebbles") & (rows["method"] == "plain")]["top1"].item()
     wanted = (mine["finetuned"] - mine["untouched"]) / (plain - mine["untouched"])
     assert runs.given_back("pebbles") == pytest.approx(wanted)
@@ -105,7 +105,7 @@ def test_rank_agreement_by_hand():
     places = [np.argsort(np.argsort(one[c].to_numpy())) for c in ("before", "after")]
     n = len(one)
     wanted = 1 - 6 * ((places[0] - places[1]) ** 2).sum() / (n * (n * n - 1))           # no ties here
-    at = found[(found["pictures"] == "photographs") & (found["saving"] == 0.75)]
+    at = found[(found["images"] == "photographs") & (found["saving"] == 0.75)]
     assert at["agreement"].item() == pytest.approx(wanted, abs=0.01)
 
 
@@ -195,7 +195,7 @@ def test_the_explorer_follows_every_control_to_its_corners():
     assert "nothing that is shown is that cheap" in explorer.words
 
 
-def test_a_card_of_the_other_pictures_says_so():
+def test_a_card_of_the_other_images_says_so():
     run = next(r for p, r in runs.recorded().cards if p == runs.PHOTOGRAPHS)
     view = runs.browse(runs.PEBBLES, runs.AXES[0], "both", "starts and counts", 60, run)
     assert "not shown now" in runs.browse_words(view)
@@ -217,5 +217,5 @@ def test_the_small_setting_is_the_jobs_recipe_made_shorter():
     settings = runs.FEW["settings"]
     assert set(settings) <= {f.name for f in dataclasses.fields(Recipe)}
     changed = load_preset("pebbles").finetune.changed(settings)
-    assert runs.FEW["pictures"] * changed.epochs < load_preset("pebbles").finetune_pictures
-    assert torch.tensor(runs.steps.solution(runs.FEW["pictures"], changed.batch_size, changed.epochs)) == 48
+    assert runs.FEW["images"] * changed.epochs < load_preset("pebbles").finetune_images
+    assert torch.tensor(runs.steps.solution(runs.FEW["images"], changed.batch_size, changed.epochs)) == 48

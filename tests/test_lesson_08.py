@@ -64,16 +64,16 @@ def test_verdict():
 def test_flaws():
     right = ev.flaws.solution()
     wrong = [(lambda name=name: right | {name}, phrase) for name, phrase in (
-        ("different base models", "same public DeiT-S weights"), ("different pictures", "same 50,000"),
-        ("unpaired intervals", "picture by picture"), ("many comparisons", "We make one claim"),
-        ("too few pictures", "a fifth of a point"))]
+        ("different base models", "same public DeiT-S weights"), ("different images", "same 50,000"),
+        ("unpaired intervals", "image by image"), ("many comparisons", "We make one claim"),
+        ("too few images", "a fifth of a point"))]
     missed = [(lambda name=name: right - {name}, f"sentence {number}") for number, name in (
-        (2, "unequal training"), (3, "clustering not counted"), (5, "chosen on the test pictures"), (7, "one seed"),
+        (2, "unequal training"), (3, "clustering not counted"), (5, "chosen on the test images"), (7, "one seed"),
         (8, "different machines"))]
     check_exercise("08", "b", wrong=[*wrong, *missed, (lambda: {"one sed"}, "Did you mean 'one seed'"),
                                      (lambda: "one seed", "A set of names")])
     assert right == {has for _, has, _ in ev.REVIEW if has}
-    assert set(ev.FLAWS) == right | {r for _, _, r in ev.REVIEW if r} | {"too few pictures"}
+    assert set(ev.FLAWS) == right | {r for _, _, r in ev.REVIEW if r} | {"too few images"}
     assert len(ev.FLAWS) == 10
     assert ev.flaws.check(lambda: {...}).state == "open"
 
@@ -86,12 +86,12 @@ def test_next_experiment():
         return lambda noise, effect: plan(noise, effect, seeds=formula(noise, effect))
 
     check_exercise("08", "c", wrong=[
-        (lambda n, e: plan(n, e, variable=["start", "recipe"]), "two possible causes"),
+        (lambda n, e: plan(n, e, variable=["init", "recipe"]), "two possible causes"),
         (lambda n, e: plan(n, e, variable="method"), "The question is about the start"),
         (lambda n, e: plan(n, e, variable="starts"), "Did you mean 'start'"),
         (lambda n, e: plan(n, e, levels=["random"]), "control"),
         (lambda n, e: plan(n, e, fixed=list(ev.FACTORS)), "cannot be fixed as well"),
-        (lambda n, e: plan(n, e, fixed=["method", "saving", "recipe", "pictures"]), "base model"),
+        (lambda n, e: plan(n, e, fixed=["method", "saving", "recipe", "images"]), "base model"),
         (seeds(lambda n, e: 5), "would often be missed"),
         (seeds(lambda n, e: math.ceil((1.96 + 0.84) ** 2 * (n / e) ** 2)), "the 2 is missing"),
         (seeds(lambda n, e: math.floor(2 * (1.96 + 0.84) ** 2 * (n / e) ** 2)), "round up, not down"),
@@ -99,8 +99,8 @@ def test_next_experiment():
         (seeds(lambda n, e: 1000), "computing time for nothing"),
         (lambda n, e: plan(n, e, stop=""), "Without a stop rule"),
         (lambda n, e: plan(n, e, stop="when the gap is significant"), "looks at the result"),
-        (lambda n, e: {"variable": "start"}, "does not say"),
-        (lambda n, e: ["start"], "A dictionary")])
+        (lambda n, e: {"variable": "init"}, "does not say"),
+        (lambda n, e: ["init"], "A dictionary")])
     assert ev.next_experiment.check(lambda n, e: dict(variable=..., levels=[...], seeds=..., fixed=[...],
                                                       stop=...)).state == "open"
 
@@ -133,7 +133,7 @@ def test_the_paired_interval_is_the_standard_error_of_the_differences():
 def test_the_formula_of_the_notebook_is_the_packages():
     table = ev.table_of(ev.PHOTOGRAPHS)
     a, b = table.setting("random", 0.3), table.setting("wk_medoids", 0.3)            # one run each
-    counts = ev.four_counts(*(unpack(p["right"].item(), p["pictures"].item()) for p in (a, b)))
+    counts = ev.four_counts(*(unpack(p["right"].item(), p["images"].item()) for p in (a, b)))
     runs = 1.96 * table.noise * math.sqrt(1 / len(a) + 1 / len(b))
     assert gap(a, b, table.noise).half == pytest.approx(math.hypot(ev.paired_half(counts), runs), rel=1e-3)
 
@@ -168,7 +168,7 @@ def test_false_alarms_against_closed_forms():
 def test_flips_are_the_rows():
     rows, found = ev.recorded().rows, ev.flips()
     mine = rows[(rows["preset"] == "pebbles") & np.isclose(rows["saving"], 0.42) & ~rows["counts"]]
-    ours = mine[(mine["method"] == "wk_medoids") & (mine["start"] == "top_k") & (mine["stage"] == "finetuned")]
+    ours = mine[(mine["method"] == "wk_medoids") & (mine["init"] == "top_k") & (mine["stage"] == "finetuned")]
     raw = mine[(mine["method"] == "grid_average") & (mine["stage"] == "untouched")]["top1"].item()
     assert found["unfair"].iloc[0] == pytest.approx(100 * (ours["top1"].item() - raw))
     for (a, b, preset), row in zip((("wk_medoids", "grid_average", ev.PEBBLES), ("k_means", "k_medoids", ev.PEBBLES),
@@ -314,19 +314,19 @@ def test_predictions_follow_the_evidence():
 # ---- our own recommendation ----
 
 @pytest.mark.parametrize(("rival", "fair"), [("ToMe", "macs"), ("ATC", "time"), ("K-Medoids, fitted K", "macs")])
-def test_the_recommendation_is_checked_picture_by_picture(rival, fair):
+def test_the_recommendation_is_checked_image_by_image(rival, fair):
     found = ev.check_recommendation(rival, fair)
     wider = NormalDist().inv_cdf(1 - 0.025 / len(found))
     for line in found.itertuples():
-        preset = next(p for p, name in ev.NAMES.items() if name == line.pictures)
-        ours, theirs = (next(e for e in ev.contest_of(preset) if (e.label, e.fair, f"-{e.budget:.0%}")
+        preset = next(p for p, name in ev.NAMES.items() if name == line.images)
+        ours, theirs = (next(e for e in ev.comparison_of(preset) if (e.label, e.fair, f"-{e.budget:.0%}")
                              == (name, fair, line.budget)) for name in ("tokenpool, fitted K", rival))
-        d = unpack(ours.right, ours.pictures).astype(float) - unpack(theirs.right, theirs.pictures)
+        d = unpack(ours.right, ours.images).astype(float) - unpack(theirs.right, theirs.images)
         assert line.gap == pytest.approx(100 * d.mean(), abs=1e-9)
         assert line.half == pytest.approx(100 * wider * d.std() / math.sqrt(len(d)), rel=1e-3, abs=1e-9)
         assert line.verdict == (HOLDS if line.gap > line.half else FAILS if line.gap < -line.half else UNDECIDED)
     said = ev.say_recommendation(found, rival, fair)
-    for name, part in found.groupby("pictures"):
+    for name, part in found.groupby("images"):
         above, below = (part["gap"] > part["half"]).sum(), (part["gap"] < -part["half"]).sum()
         assert f"{name}: above at {above}, below at {below}," in said
     figure = ev.recommendation_figure(found, rival)

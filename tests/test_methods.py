@@ -70,9 +70,9 @@ def test_zero_weights_are_never_drawn():
 
 
 def test_grid_average_equals_torchs_average_pooling():
-    picture = torch.randn(2, 5, 14, 14, generator=torch.Generator().manual_seed(0))
-    out = tp.pool_tokens(picture.flatten(2).mT, 49, method="grid_average")
-    expected = torch.nn.functional.avg_pool2d(picture, 2).flatten(2).mT
+    image = torch.randn(2, 5, 14, 14, generator=torch.Generator().manual_seed(0))
+    out = tp.pool_tokens(image.flatten(2).mT, 49, method="grid_average")
+    expected = torch.nn.functional.avg_pool2d(image, 2).flatten(2).mT
     torch.testing.assert_close(out.tokens, expected)
 
 
@@ -134,7 +134,7 @@ WRONG = [
     (dict(x=X[0]), r"torch.float32 of shape \(16, 3\) came. For one set of tokens"),
     (dict(x=X.long()), "float tensor"),
     (dict(x=X[:0], weights=W[:0]), "There is nothing to pool"),
-    (dict(x="picture"), "str came"),
+    (dict(x="image"), "str came"),
     (dict(method="grid_average", grid=(3, 5)), "has 15 places, 16 tokens came"),
     (dict(init=torch.zeros(2, 4, dtype=torch.int64)), "names the same token twice"),
     (dict(init=torch.full((2, 4), 99)), "there are tokens 0 to 15"),

@@ -82,8 +82,8 @@ MUTATIONS = [
     ("measure/rows.py", "text = text[:text.rfind(\"\\n\") + 1]", "pass", "test_runs.py -k cut_off_line"),
     ("data/weights.py", "if sha256(path) != wanted", "if False and wanted", "test_runs.py -k damaged"),
     ("data/pebbles.py", "Philox(key=[self.seed, i])", "Philox(key=[self.seed, row])", "test_runs.py -k every_batch"),
-    # training: what a checkpoint must bring back, who sees which picture, what must not pass unseen
-    ("train/loop.py", "parts = pictures.micro_batches(first)", "parts = pictures.micro_batches(0)",
+    # training: what a checkpoint must bring back, who sees which image, what must not pass unseen
+    ("train/loop.py", "parts = images.micro_batches(first)", "parts = images.micro_batches(0)",
      "test_training.py -k random_steps"),
     ("train/loop.py", "self.ema.module.load_state_dict(_part_of(tensors, \"ema.\"))", "pass",
      "test_training.py -k random_steps"),
@@ -104,7 +104,7 @@ MUTATIONS = [
     ("train/soft_masks.py", "(depth * self.masks.sum(1))", "(self.masks.sum(1))", "test_systems.py -k masks_of_one"),
     ("models/attention.py", "UnitNorm(alpha, 1, math.sqrt(attn.head_dim))", "UnitNorm(alpha, 1)",
      "test_systems.py -k 'alpha_one or usual_scale'"),
-    ("report/claims.py", "1.96 * np.hypot(pictures, runs)", "1.96 * runs", "test_board.py -k mcnemars"),
+    ("report/claims.py", "1.96 * np.hypot(images, runs)", "1.96 * runs", "test_board.py -k mcnemars"),
     ("report/claims.py", "if all(g.low > 0 for g in gaps):", "if all(g.value > 0 for g in gaps):",
      "test_board.py -k above_every_rival"),
     # the course: a check that praises everything, an answer that ignores the evidence, a figure that stands still
@@ -138,11 +138,11 @@ MUTATIONS = [
     ("core/kernels/cpu.py", "return (si * to_i + sj * to_j) / (si + sj)", "return (to_i + to_j) / 2",
      "test_kernels.py -k 'bottom_up and numba'"),
     ("core/kernels/cpu.py", "size[i] += sj", "pass", "test_kernels.py -k 'bottom_up and numba'"),
-    ("report/compare_page.py", "d = a - b", "d = b - a", "test_contest.py -k paired"),
+    ("report/compare_page.py", "d = a - b", "d = b - a", "test_compare.py -k paired"),
     ("measure/compare.py", "wanted = {c: min(0.99, wanted[c] / miss[c]) for c in ready if abs(miss[c] - 1) > _MISSED}",
      "break",
-     "test_contest.py -k clock_that_counts"),
-    ("measure/compare.py", "falling[i - 1] - share", "share", "test_contest.py -k read_off"),
+     "test_compare.py -k clock_that_counts"),
+    ("measure/compare.py", "falling[i - 1] - share", "share", "test_compare.py -k read_off"),
     ("core/kernels/cpu.py", "total += d[token, m] * mass[m]", "total += d[token, m]",
      "test_kernels.py -k 'medoids and numba'"),
     ("core/kernels/cpu.py", "        labels[medoids[j]] = j\n", "        pass\n", "test_kernels.py -k 'medoids and numba'"),
@@ -183,7 +183,7 @@ MUTATIONS = [
      "test_bench.py -k table_by_hand"),
     ("measure/export.py", "largest=int(descending)", "largest=1 - int(descending)",
      "test_export.py -k 'any_number and top_k'"),
-    ("measure/export.py", "self.same_top1 == self.pictures and self.difference", "self.difference",
+    ("measure/export.py", "self.same_top1 == self.images and self.difference", "self.difference",
      "test_export.py -k same_means"),
     ("report/board.py", "rows[key].date <= row.date", "rows[key].date > row.date", "test_board.py -k merge_without"),
 ]

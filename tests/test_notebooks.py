@@ -86,7 +86,7 @@ MISTAKES = [
     (append("It saves 37 % of the work."), "no cell produces the number 37"),
     (append("It saves 0.37 of the work."), "no cell produces the number 0.37"),
     (append("There are 1,234 of them."), "no cell produces the number 1234"),
-    (append("![](picture.png)"), "a picture without words"),
+    (append("![](image.png)"), "an image without words"),
     (append("See [this](nowhere.md)."), "the link nowhere.md leads nowhere"),
     (append("# Another title"), "2 titles"),
     (append("#### Deep"), "skips a level"),

@@ -183,7 +183,7 @@ def test_k_means_plus_plus_draws_in_proportion_to_mass_times_distance():
 
 
 @pytest.mark.parametrize("method", tp.method_names())
-def test_a_picture_does_not_notice_its_companions(method):
+def test_a_image_does_not_notice_its_companions(method):
     x, w = cloud(3, b=4, n=16, dtype=torch.float32)
     whole = tp.pool_tokens(x, 5, method=method, weights=w)
     for b in range(4):

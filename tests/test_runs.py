@@ -1,4 +1,4 @@
-"""Pictures, weights, rows, verdicts, training: everything with files."""
+"""Images, weights, rows, verdicts, training: everything with files."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny-imagene
 
 # ---- pebbles ----
 
-def test_a_picture_is_the_same_in_every_batch():
+def test_a_image_is_the_same_in_every_batch():
     scenes = Pebbles(seed=5)
     images, labels, masks = scenes.batch(range(40))
     again, label, mask = scenes.batch([33])
@@ -66,7 +66,7 @@ def test_colour_does_not_tell_the_label():
 
 
 @pytest.mark.parametrize(("knobs", "says"), [
-    (dict(size=4), "size=4 is not a picture side"), (dict(difficulty=2), "difficulty=2 is outside its scale"),
+    (dict(size=4), "size=4 is not an image side"), (dict(difficulty=2), "difficulty=2 is outside its scale"),
     (dict(imbalance=0.5), "imbalance=0.5 is outside"), (dict(seed=-1), "seed=-1 is negative")])
 def test_wrong_knobs(knobs, says):
     with pytest.raises(ValueError, match=says):
@@ -78,7 +78,7 @@ def test_an_empty_batch_is_refused():
         Pebbles().batch([])
 
 
-# ---- other pictures ----
+# ---- other images ----
 
 def test_photographs_come_from_packages():
     found = datasets.photographs(64)
@@ -95,7 +95,7 @@ def parquet_folder(folder, rows=12, broken=None):
     for i in range(rows):
         file = io.BytesIO()
         Image.new("RGB", (20, 20), (20 * i, 0, 0)).save(file, "PNG")
-        images.append({"bytes": b"no picture" if i == broken else file.getvalue(), "path": None})
+        images.append({"bytes": b"no image" if i == broken else file.getvalue(), "path": None})
     table = pa.table({"image": images, "label": list(range(rows))})
     pq.write_table(table, folder / "validation-00000-of-00001.parquet")
 
@@ -111,7 +111,7 @@ def test_a_folder_of_parquet(tmp_path):
         datasets.open_data(str(tmp_path), model, split="train")
 
 
-def test_a_folder_of_pictures_per_class(tmp_path):
+def test_a_folder_of_images_per_class(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (70, 70), (200, 10, 10)).save(tmp_path / name / "1.png")
@@ -119,7 +119,7 @@ def test_a_folder_of_pictures_per_class(tmp_path):
     assert torch.cat([y for _, y in found]).tolist() == [0, 1]
 
 
-def test_unreadable_pictures_and_folders(tmp_path):
+def test_unreadable_images_and_folders(tmp_path):
     model = weights.load_model("pebbles_vit")
     with pytest.raises(ValueError, match=r"holds neither .parquet files nor one folder"):
         datasets.open_data(str(tmp_path), model)
@@ -128,16 +128,16 @@ def test_unreadable_pictures_and_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="No data called 'pebles'"):
         datasets.open_data("pebles", model)
     parquet_folder(tmp_path, broken=3)
-    with pytest.raises(ValueError, match=r"Row 3 of .* is not a readable picture"):
+    with pytest.raises(ValueError, match=r"Row 3 of .* is not a readable image"):
         list(datasets.open_data(str(tmp_path), model))
     (tmp_path / "validation-1.parquet").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="is not a Parquet file with the columns image and label"):
         datasets.open_data(str(tmp_path), model)
     (tmp_path / "x.png").write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="is not a picture that can be read"):
-        datasets.read_picture(tmp_path / "x.png")
-    with pytest.raises(FileNotFoundError, match="No picture at"):
-        datasets.read_picture(tmp_path / "y.png")
+    with pytest.raises(ValueError, match="is not an image that can be read"):
+        datasets.read_image(tmp_path / "x.png")
+    with pytest.raises(FileNotFoundError, match="No image at"):
+        datasets.read_image(tmp_path / "y.png")
 
 
 def test_no_network_is_one_sentence(monkeypatch):
@@ -148,11 +148,11 @@ def test_no_network_is_one_sentence(monkeypatch):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="tiny-imagenet-50 is not on this machine")
-def test_real_pictures_from_parquet():
+def test_real_images_from_parquet():
     model = timm.create_model("deit_tiny_patch16_224", img_size=64, num_classes=50).eval()
     found = datasets.open_data(str(SHARED), model, count=100)
     assert sorted(set(torch.cat([y for _, y in found]).tolist())) == sorted(
-        {datasets.ParquetPictures([SHARED / "validation-00000-of-00001.parquet"]).labels[i * 25] for i in range(100)})
+        {datasets.ParquetImages([SHARED / "validation-00000-of-00001.parquet"]).labels[i * 25] for i in range(100)})
     assert tp.PooledViT(model, saving=0.3)(next(iter(found))[0][:4]).shape == (4, 50)
 
 
@@ -165,7 +165,7 @@ def top1(model, images, labels):
 
 def test_the_shipped_model_does_what_its_card_says():
     card = json.loads((weights.data_folder() / "pebbles_vit" / "card.json").read_text())
-    assert card["top1_new_pictures"] >= 0.95
+    assert card["top1_new_images"] >= 0.95
     model = weights.load_model()
     images, labels, _ = Pebbles(seed=card["config"]["val_seed"]).batch(range(300))
     assert top1(model, torch.from_numpy(images), torch.from_numpy(labels)) >= 0.98
@@ -221,9 +221,9 @@ def test_public_weights_without_network(monkeypatch):
 # ---- rows ----
 
 def row(**changes):
-    base = dict(key="k", method="plain", start="", output="", counts=False, saving=0.0, seed=0, schedule="",
+    base = dict(key="k", method="plain", init="", output="", counts=False, saving=0.0, seed=0, schedule="",
                 gmacs=1.0, gmacs_without_clustering=1.0, gmacs_plain=1.0, top1=0.9, top1_low=0.88, top1_high=0.92,
-                pictures=1000, reconstruction_error=0.0, images_per_second=10.0, batch_size=100, model="m",
+                images=1000, reconstruction_error=0.0, images_per_second=10.0, batch_size=100, model="m",
                 weights="w", data="d", device="c", threads=2, tokenpool="0", torch="2", timm="1", python="3",
                 commit="c", date="today")
     return rows.Row(**(base | changes))
@@ -263,11 +263,11 @@ def test_settings_are_each_once_and_seeds_only_where_something_is_drawn():
     wanted = accuracy.settings(seeds=5)
     assert len(wanted) == len(set(wanted))
     assert {s.seed for s in wanted if s.method == "top_k"} == {0}
-    for start in ("random", "k_means_plus_plus"):
-        assert {s.seed for s in wanted if s.start == start} == set(range(5))
+    for init in ("random", "k_means_plus_plus"):
+        assert {s.seed for s in wanted if s.init == init} == set(range(5))
     assert {s.method for s in wanted} == {"plain", *accuracy.PAPERS}
     assert {s.method for s in accuracy.settings(figures=accuracy.FIGURES)} == {"plain", *tp.method_names()}
-    assert {s.start for s in wanted if s.method == "wk_medoids"} == set(tp.init_names())
+    assert {s.init for s in wanted if s.method == "wk_medoids"} == set(tp.init_names())
     with pytest.raises(ValueError, match=r"Unknown figure '5c'. Did you mean"):
         accuracy.settings(figures=["5c"])
     with pytest.raises(ValueError, match=r"budget of 1.2"):
@@ -282,9 +282,9 @@ def table(gap, start_gap=0.0):
     rows = [row(key="p", top1=0.99, top1_low=0.98, top1_high=1.0)]
     for saving in (0.2, 0.42, 0.6):
         for counts in (False, True):
-            for method, start, top1 in (("wk_medoids", "top_k", 0.7), ("wk_medoids", "random", 0.7 + start_gap),
+            for method, init, top1 in (("wk_medoids", "top_k", 0.7), ("wk_medoids", "random", 0.7 + start_gap),
                                         ("wk_medoids", "farthest_first", 0.7 + start_gap), ("top_k", "", 0.7 - gap)):
-                rows.append(row(key=f"{method}{start}{saving}{counts}", method=method, start=start, counts=counts,
+                rows.append(row(key=f"{method}{init}{saving}{counts}", method=method, init=init, counts=counts,
                                 saving=saving, gmacs=1 - saving, top1=top1, top1_low=top1 - 0.02,
                                 top1_high=top1 + 0.02))
     return rows.frame(rows)
@@ -317,13 +317,13 @@ def test_curves_show_the_rows():
     assert figures.best_clustering(best)[1] in ("random", "farthest_first")
 
 
-def test_cluster_pictures_by_hand():
+def test_cluster_images_by_hand():
     image = np.zeros((3, 4, 4), np.uint8)
     image[0, :, 2:] = 200
-    joined = figures.cluster_picture(image, np.array([0, 0, 1, 1]), (2, 2), scale=1)
+    joined = figures.cluster_image(image, np.array([0, 0, 1, 1]), (2, 2), scale=1)
     assert joined[0, 3].tolist() == [100, 0, 0]                  # upper half: mean of black and red
     assert joined[2, 0].tolist() == [20, 20, 20]                 # the outline between the halves
-    kept = figures.cluster_picture(image, np.arange(4), (2, 2), np.array([False, True, False, False]), scale=1)
+    kept = figures.cluster_image(image, np.arange(4), (2, 2), np.array([False, True, False, False]), scale=1)
     assert kept[1, 3].tolist() == [200, 0, 0]
     assert kept[3, 3].tolist() == [244, 244, 244]
 

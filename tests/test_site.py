@@ -237,7 +237,7 @@ def test_outputs_are_shown_in_their_richest_form():
 
 
 def test_what_cannot_be_shown_is_refused():
-    with pytest.raises(Unfit, match="cell 1: a picture without words"):
+    with pytest.raises(Unfit, match="cell 1: an image without words"):
         page(code("plot", {"image/png": "iVBO"}))
     broken = code("1/0")
     broken["outputs"] = [{"output_type": "error", "ename": "ZeroDivisionError", "evalue": "", "traceback": []}]
@@ -297,8 +297,8 @@ GOOD = '<body><h1 id="top">T</h1><a href="#top">up</a><a href="b.html#x">b</a><i
     ('<p style="background: url(https://example.org/f.png)">x</p>', "from outside"),
     ('<img src="https://example.org/p.png" alt="a dot">', "from outside"),
     ('<script src="gone.js"></script>', "fetches gone.js, which is not there"),
-    ('<img src="p.png">', "a picture without words"),
-    ('<img src="p.png" alt=" ">', "a picture without words"),
+    ('<img src="p.png">', "an image without words"),
+    ('<img src="p.png" alt=" ">', "an image without words"),
     ("<h1>again</h1>", "has 2 titles"),
     ('<a href="https://example.org">a link that is clicked</a>', None),
 ])

@@ -20,7 +20,7 @@ def small_vit(depth=6, **options):
     return timm.create_model("deit_tiny_patch16_224", **(shape | options)).eval()
 
 
-def pictures(count=3):
+def images(count=3):
     return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
@@ -35,7 +35,7 @@ def flops(model, x):
 def test_the_convolution_starts_as_the_average_of_two_by_two():
     vit = small_vit()
     system = ConvolutionViT(vit, stages=[1, 3]).eval()
-    x = vit._pos_embed(vit.patch_embed(pictures()))
+    x = vit._pos_embed(vit.patch_embed(images()))
     side = 8
     for index, block in enumerate(vit.blocks):                      # the oracle: torch's own average pooling
         x = block(x)
@@ -43,13 +43,13 @@ def test_the_convolution_starts_as_the_average_of_two_by_two():
             grid = x[:, 1:].transpose(1, 2).reshape(3, 32, side, side)
             side //= 2
             x = torch.cat((x[:, :1], F.avg_pool2d(grid, 2).flatten(2).transpose(1, 2)), 1)
-    torch.testing.assert_close(system(pictures()), vit.forward_head(vit.norm(x)))
+    torch.testing.assert_close(system(images()), vit.forward_head(vit.norm(x)))
     assert system.schedule == (64, 16, 16, 4, 4, 4)
 
 
 def test_the_convolutions_cost_is_torchs_count():
     system = ConvolutionViT(small_vit(), stages=[0, 2]).eval()
-    assert tp.macs(system).total == flops(system, pictures(1))
+    assert tp.macs(system).total == flops(system, images(1))
 
 
 def test_the_convolution_chooses_the_nearest_cost():
@@ -78,7 +78,7 @@ def test_masked_training_equals_dropping_at_test_time(monkeypatch):
         return torch.stack((value, torch.zeros_like(value)), -1)
 
     monkeypatch.setattr(Predictor, "forward", by_norm)
-    x = pictures()
+    x = images()
 
     def hard(logits, hard):
         """The mask keeps exactly the K of highest value among those still there."""
@@ -104,10 +104,10 @@ def test_dynamic_vit_really_drops_tokens():
     seen = []
     for block in system.vit.blocks:
         block.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1] - 1))
-    system(pictures())
+    system(images())
     assert seen == [64, *system.schedule[:-1]]
     assert seen[-1] < 40
-    assert tp.macs(system).total == flops(system, pictures(1))
+    assert tp.macs(system).total == flops(system, images(1))
     assert 1 - tp.macs(system).total / tp.macs(system.vit).total == pytest.approx(0.5, abs=0.03)
 
 
@@ -120,7 +120,7 @@ def test_dynamic_vits_stages_are_the_originals():
 
 def test_the_predictor_gets_a_gradient_and_the_teacher_none():
     system = DynamicViT(small_vit(), keep=0.6, distill=True).train()
-    logits, terms = system.forward_with_terms(pictures())
+    logits, terms = system.forward_with_terms(images())
     (logits.square().mean() + sum(terms.values())).backward()
     assert set(terms) == {"ratio", "teacher_logits", "teacher_tokens"}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in system.predictors[0].parameters())
@@ -133,7 +133,7 @@ def test_at_the_start_a_distilling_student_equals_its_teacher_but_for_the_drops(
     with torch.no_grad():
         for predictor in system.predictors:
             predictor.out[-1].bias.copy_(torch.tensor([50.0, -50.0]))        # keep all
-    _, terms = system.forward_with_terms(pictures())
+    _, terms = system.forward_with_terms(images())
     assert all(t.item() == pytest.approx(0.0, abs=1e-6) for t in terms.values())
 
 
@@ -150,7 +150,7 @@ def test_wrong_dynamic_vits(options, says):
 def test_the_patch_merger_equals_its_loops_and_its_counted_cost():
     vit = small_vit()
     system = PatchMergerViT(vit, keep=5 / 64, stages=[3]).eval()
-    x = vit._pos_embed(vit.patch_embed(pictures()))
+    x = vit._pos_embed(vit.patch_embed(images()))
     for block in vit.blocks[:3]:
         x = block(x)
     patches = F.layer_norm(x[:, 1:], (32,))
@@ -162,15 +162,15 @@ def test_the_patch_merger_equals_its_loops_and_its_counted_cost():
     x = torch.cat((x[:, :1], merged), 1)
     for block in vit.blocks[3:]:
         x = block(x)
-    torch.testing.assert_close(system(pictures()), vit.forward_head(vit.norm(x)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(system(images()), vit.forward_head(vit.norm(x)), atol=1e-5, rtol=1e-4)
     assert system.schedule == (64, 64, 5, 5, 5, 5)
-    assert tp.macs(system).total == flops(system, pictures(1))
+    assert tp.macs(system).total == flops(system, images(1))
 
 
 def test_a_patch_merger_meets_a_budget_and_learns_its_queries():
     system = PatchMergerViT(small_vit(), saving=0.5).train()
     assert 1 - tp.macs(system).total / tp.macs(system.vit).total == pytest.approx(0.5, abs=0.03)
-    system(pictures()).square().mean().backward()
+    system(images()).square().mean().backward()
     assert all(q.grad is not None and q.grad.abs().sum() > 0 for q in system.queries)
     assert "queries.0" in system.no_weight_decay()
     with pytest.raises(ValueError, match=r"Give keep=0.7 or saving=0.42"):
@@ -187,8 +187,8 @@ def test_rivals_refuse_models_they_would_get_wrong():
 def test_masks_of_one_change_nothing_and_zeros_hide_the_mlps_input():
     vit = small_vit()
     system = SoftMaskViT(vit, penalty=0.1)
-    torch.testing.assert_close(system(pictures()), vit(pictures()), atol=1e-5, rtol=1e-4)
-    _logits, terms = system.forward_with_terms(pictures())
+    torch.testing.assert_close(system(images()), vit(images()), atol=1e-5, rtol=1e-4)
+    _logits, terms = system.forward_with_terms(images())
     assert float(terms["mask"]) == pytest.approx(0.1 * 64 * (1 + 2 + 3 + 4 + 5 + 6))
 
 
@@ -198,7 +198,7 @@ def test_the_token_of_rank_p_gets_mask_p():
     system = SoftMaskViT(vit, penalty=0.1)
     with torch.no_grad():
         system.masks[0] = torch.linspace(1, 0.2, 64)
-    x = vit._pos_embed(vit.patch_embed(pictures(1)))
+    x = vit._pos_embed(vit.patch_embed(images(1)))
     block = vit.blocks[0]
     q, k, _ = block.attn.qkv(block.norm1(x)).reshape(1, 65, 3, 2, 16).permute(2, 0, 3, 1, 4)
     attention = (q @ k.transpose(-1, -2) / 4).softmax(-1)[0].mean(0)          # (65, 65)
@@ -207,7 +207,7 @@ def test_the_token_of_rank_p_gets_mask_p():
     for rank, token in enumerate(score[1:].argsort(descending=True).tolist()):
         x[0, 1 + token] *= system.masks[0, rank].item()
     x = vit.blocks[1](x + block.mlp(block.norm2(x)))
-    torch.testing.assert_close(system(pictures(1)), vit.forward_head(vit.norm(x)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(system(images(1)), vit.forward_head(vit.norm(x)), atol=1e-5, rtol=1e-4)
 
 
 def test_masks_are_clipped_and_read_as_a_schedule():
@@ -248,10 +248,10 @@ def test_learned_alpha_starts_at_the_usual_scale_in_both_readings():
     for reading in ("r1", "r2"):
         vit = normalise_qk(small_vit(), reading, learned=True)
         assert sum(p.numel() for n, p in vit.named_parameters() if n.endswith("log_alpha")) == 6 * 2
-        logits[reading] = vit(pictures())
+        logits[reading] = vit(images())
         pooled = tp.PooledViT(vit, schedule=[60] * 6)
-        assert pooled(pictures()).shape == (3, 7)
-        loss = pooled(pictures()).square().mean()
+        assert pooled(images()).shape == (3, 7)
+        loss = pooled(images()).square().mean()
         loss.backward()
         assert vit.blocks[0].attn.q_norm.log_alpha.grad.abs().sum() > 0
     torch.testing.assert_close(logits["r1"], logits["r2"])

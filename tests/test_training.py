@@ -25,7 +25,7 @@ from tokenpool.cli import main
 from tokenpool.measure.rows import Results
 from tokenpool.models import published
 from tokenpool.train import jobs, loader, loop
-from tokenpool.train.loader import Feed, TrainPictures, open_train
+from tokenpool.train.loader import Feed, TrainImages, open_train
 from tokenpool.train.plan import plan
 from tokenpool.train.recipe import PRESETS, Job, Recipe, load_preset
 
@@ -84,7 +84,7 @@ def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(tmp_path):
     assert steps_written[-1] == 12
 
 
-SMALL = ["--preset", "pebbles", "--pictures", "512", "--set", "epochs=6", "batch_size=32", "warmup_epochs=1",
+SMALL = ["--preset", "pebbles", "--images", "512", "--set", "epochs=6", "batch_size=32", "warmup_epochs=1",
          "--checkpoint-steps", "3", "--no-tensorboard", "--device", "cpu"]
 
 
@@ -179,11 +179,11 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         fit(tmp_path / "run", tmp_path, replace(RECIPE, lr=0.1))
 
 
-# ---- the same pictures, whoever asks ----
+# ---- the same images, whoever asks ----
 
 def test_two_processes_see_together_what_one_with_the_doubled_batch_sees():
     recipe = replace(RECIPE, batch_size=16, accumulate=1)
-    data = TrainPictures([(np.full((3, 64, 64), i, np.uint8), i) for i in range(50)], loader._augment_pebbles, 0)
+    data = TrainImages([(np.full((3, 64, 64), i, np.uint8), i) for i in range(50)], loader._augment_pebbles, 0)
 
     def labels(rank, world, first=0, steps=8):
         parts = Feed(data, recipe, rank, world).micro_batches(first)
@@ -196,13 +196,13 @@ def test_two_processes_see_together_what_one_with_the_doubled_batch_sees():
     assert torch.equal(labels(0, 1, first=5, steps=1)[0][0], one[5][0])          # from any step on
     assert not torch.equal(one[0][1], one[3][1])                                 # a new order in the next epoch
     epoch = torch.cat([y for _, y in one[:3]])
-    assert len(set(epoch.tolist())) <= 25                                        # repeats=2: each picture twice
+    assert len(set(epoch.tolist())) <= 25                                        # repeats=2: each image twice
     parts = Feed(data, replace(recipe, repeats=1)).micro_batches(0)
     assert len(set(torch.cat([next(parts)[1] for _ in range(3)]).tolist())) == 48
 
 
 def test_reading_processes_change_nothing():
-    data = TrainPictures([(np.full((3, 64, 64), i, np.uint8), i) for i in range(40)], loader._augment_pebbles, 0)
+    data = TrainImages([(np.full((3, 64, 64), i, np.uint8), i) for i in range(40)], loader._augment_pebbles, 0)
     recipe = replace(RECIPE, batch_size=8, accumulate=1)
     alone, helped = (Feed(data, replace(recipe, workers=w)).micro_batches(0) for w in (0, 2))
     for _ in range(3):
@@ -211,7 +211,7 @@ def test_reading_processes_change_nothing():
         assert torch.equal(a[1], b[1])
 
 
-def test_drawing_for_a_picture_leaves_the_global_generators_alone():
+def test_drawing_for_a_image_leaves_the_global_generators_alone():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     with loader.seeded(1, "x"):
         first = random.random(), np.random.rand(), torch.rand(1).item()
@@ -239,7 +239,7 @@ def test_augmentation_keeps_the_material_and_the_range():
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    (dict(batch_size=128), r"64 pictures do not fill a batch of 128"),
+    (dict(batch_size=128), r"64 images do not fill a batch of 128"),
     (dict(batch_size=15), r"A batch of 15 cannot be split evenly over 1 processes and 2 parts")])
 def test_batches_that_cannot_be(change, says, tmp_path):
     with pytest.raises(ValueError, match=says):
@@ -264,7 +264,7 @@ def losses(folder):
 
 
 def test_two_processes_train_like_one_and_share_checkpoints(tmp_path):
-    command = ["finetune", "--preset", "pebbles", "--system", "wk_medoids", "--saving", "0.5", "--pictures", "512",
+    command = ["finetune", "--preset", "pebbles", "--system", "wk_medoids", "--saving", "0.5", "--images", "512",
                *WITHOUT_CHANCE, "--checkpoint-steps", "8", "--no-tensorboard", "--device", "cpu"]
     name = "pebbles/finetune-vit-wk_medoids-save50-s0"
     two = torchrun([*command, "--out", str(tmp_path / "two")])
@@ -281,7 +281,7 @@ def test_two_processes_train_like_one_and_share_checkpoints(tmp_path):
 
 
 def test_a_killed_worker_ends_the_job_with_one_clear_sentence_and_one_process_goes_on(tmp_path):
-    command = ["finetune", "--preset", "pebbles", "--system", "wk_medoids", "--saving", "0.5", "--pictures", "512",
+    command = ["finetune", "--preset", "pebbles", "--system", "wk_medoids", "--saving", "0.5", "--images", "512",
                "--set", "batch_size=32", "epochs=4", "accumulate=1", "--checkpoint-steps", "4", "--no-tensorboard",
                "--device", "cpu", "--out", str(tmp_path)]
     folder = tmp_path / "pebbles/finetune-vit-wk_medoids-save50-s0"
@@ -370,13 +370,13 @@ def test_imagenet1k_is_the_papers(tmp_path, capsys):
     assert main(["train", "--preset", "imagenet1k", "--dry-run", "--data", f"wds/{folder}", "--device", "cpu",
                  "--no-tensorboard", "--set", "batch_size=4", "workers=1", "precision=no", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "dry run: 1 step on pictures (4, 3, 224, 224)" in said
+    assert "dry run: 1 step on images (4, 3, 224, 224)" in said
     assert float(said.split("loss ")[1].split(";")[0]) == pytest.approx(np.log(1000), rel=0.1)
     assert not (tmp_path / "imagenet1k").exists()
 
 
 def test_the_three_steps_on_pebbles(tmp_path, capsys):
-    small = ["--pictures", "256", "--device", "cpu", "--out", str(tmp_path)]
+    small = ["--images", "256", "--device", "cpu", "--out", str(tmp_path)]
     assert main(["search", "--penalty", "3e-3", "--set", "epochs=8", "mask_lr=0.05", *small]) == 0
     name = "search-vit-lambda0.003-s0"
     assert f"saved as {name}" in capsys.readouterr().out
@@ -401,19 +401,19 @@ PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "tiny-imagenet-50"
 @pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="tiny-imagenet-50 is not beside the checkout")
 def test_photographs_go_on_from_the_base_model_that_ships(tmp_path):
     assert main(["finetune", "--preset", "imagenet50_cpu", "--system", "random", "--saving", "0.42",
-                 "--pictures", "256", "--data", str(PHOTOGRAPHS), "--device", "cpu", "--no-tensorboard",
+                 "--images", "256", "--data", str(PHOTOGRAPHS), "--device", "cpu", "--no-tensorboard",
                  "--out", str(tmp_path)]) == 0
     before, after = Results(next(tmp_path.glob("*/*/rows.csv"))).rows
     recorded = [r for r in Results(ROOT / "data" / "runs" / "imagenet50_cpu-runs.csv").rows
                 if (r.method, r.saving, r.stage, r.seed) == ("random", 0.42, "untouched", 0)]
     assert before.top1 == pytest.approx(recorded[0].top1, abs=0.003)         # what ships is what was measured
-    assert before.pictures == after.pictures == 2500
+    assert before.images == after.images == 2500
     assert before.data == "tiny-imagenet-50"
 
 
 @pytest.mark.parametrize(("system", "metric"), [("tokenpool", "directions"), ("ToMe", "keys")])
 def test_peers_are_finetuned_under_their_own_names(system, metric, tmp_path):
-    assert main(["finetune", "--system", system, "--saving", "0.42", "--pictures", "64", "--device", "cpu",
+    assert main(["finetune", "--system", system, "--saving", "0.42", "--images", "64", "--device", "cpu",
                  "--no-tensorboard", "--set", "epochs=1", "batch_size=32", "--out", str(tmp_path)]) == 0
     before, after = Results(next(tmp_path.glob("*/*/rows.csv"))).rows
     assert (before.method, before.stage, after.stage) == (system, "untouched", "finetuned")

@@ -18,7 +18,7 @@ def vit(**options):
     return timm.create_model("pebbles_vit", **options).eval()
 
 
-def pictures(b=3, size=64):
+def images(b=3, size=64):
     return torch.randn(b, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -29,10 +29,10 @@ def test_state_dicts_are_timms_both_ways():
     pooled = tp.PooledViT(a, keep=0.8)
     assert list(pooled.state_dict()) == list(a.state_dict())
     pooled.load_state_dict(b.state_dict())
-    assert torch.equal(a(pictures()), b(pictures()))
+    assert torch.equal(a(images()), b(images()))
     fresh = vit()
     fresh.load_state_dict(pooled.state_dict())
-    assert torch.equal(fresh(pictures()), b(pictures()))
+    assert torch.equal(fresh(images()), b(images()))
     with pytest.raises(RuntimeError, match="Missing key"):
         pooled.load_state_dict({})
     wrapped = torch.nn.Sequential(pooled)
@@ -43,9 +43,9 @@ def test_parameters_are_shared_and_unpooling_gives_the_model_back():
     model = vit()
     pooled = tp.PooledViT(model, K, method="top_k")
     assert {id(p) for p in pooled.parameters()} == {id(p) for p in model.parameters()}
-    assert not torch.equal(pooled(pictures()), model(pictures()))
+    assert not torch.equal(pooled(images()), model(images()))
     pooled.schedule = None
-    assert torch.equal(pooled(pictures()), model(pictures()))
+    assert torch.equal(pooled(images()), model(images()))
     pooled.schedule = K
     assert pooled.schedule == tuple(K)
     with pytest.raises(ValueError, match="PooledViT already"):
@@ -55,7 +55,7 @@ def test_parameters_are_shared_and_unpooling_gives_the_model_back():
 @pytest.mark.parametrize("method", tp.method_names())
 def test_twice_the_same_and_copies_and_saves(method):
     pooled = tp.PooledViT(vit(), K, method=method, init="random" if "k_me" in method else None, carry_counts=True)
-    x = pictures()
+    x = images()
     first = pooled(x)
     assert torch.equal(pooled(x), first)
     assert torch.equal(copy.deepcopy(pooled)(x), first)
@@ -67,7 +67,7 @@ def test_twice_the_same_and_copies_and_saves(method):
 
 
 def test_a_generator_draws_anew_and_a_seed_repeats():
-    x = pictures()
+    x = images()
     pooled = tp.PooledViT(vit(), K, method="random")
     assert not torch.equal(pooled(x, generator=torch.Generator().manual_seed(1)),
                            pooled(x, generator=torch.Generator().manual_seed(2)))
@@ -83,23 +83,23 @@ def test_compiles_in_one_graph(method, init):
     torch._dynamo.reset()
     compiled = torch.compile(pooled, fullgraph=True, backend="eager", dynamic=False)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(pictures()), pooled(pictures()))
+        torch.testing.assert_close(compiled(images()), pooled(images()))
 
 
 def test_exports_twice_with_a_dynamic_batch():
     pooled = tp.PooledViT(vit(), K, carry_counts=True)
     for _ in range(2):
-        program = torch.export.export(pooled, (pictures(4),), dynamic_shapes={
+        program = torch.export.export(pooled, (images(4),), dynamic_shapes={
             "x": {0: torch.export.Dim("batch", min=2, max=64)}})
-        torch.testing.assert_close(program.module()(pictures(3)), pooled(pictures(3)))
-    assert torch.isfinite(pooled(pictures())).all()
+        torch.testing.assert_close(program.module()(images(3)), pooled(images(3)))
+    assert torch.isfinite(pooled(images())).all()
 
 
 @pytest.mark.parametrize("method", tp.method_names())
 def test_trains(method):
     model = vit().train()
     pooled = tp.PooledViT(model, K, method=method).train()
-    loss = torch.nn.functional.cross_entropy(pooled(pictures()), torch.tensor([1, 2, 3]))
+    loss = torch.nn.functional.cross_entropy(pooled(images()), torch.tensor([1, 2, 3]))
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     assert model.pos_embed.grad.abs().sum() > 0
@@ -108,18 +108,18 @@ def test_trains(method):
 def test_gradient_checkpointing_changes_nothing():
     model = vit().train()
     pooled = tp.PooledViT(model, K).train()
-    plain = pooled(pictures())
+    plain = pooled(images())
     model.set_grad_checkpointing(True)
-    torch.testing.assert_close(pooled(pictures()), plain)
+    torch.testing.assert_close(pooled(images()), plain)
 
 
 def test_half_precision_and_autocast():
     pooled = tp.PooledViT(vit(), K, carry_counts=True)
     with torch.no_grad():
-        full = pooled(pictures())
+        full = pooled(images())
         with torch.autocast("cpu", torch.bfloat16):
-            cast = pooled(pictures())
-        low = tp.PooledViT(vit().bfloat16(), K, carry_counts=True)(pictures().bfloat16())
+            cast = pooled(images())
+        low = tp.PooledViT(vit().bfloat16(), K, carry_counts=True)(images().bfloat16())
     for other in (cast, low):
         assert torch.isfinite(other).all()
         assert (other.float() - full).abs().mean() < 0.2 * full.std()
@@ -127,7 +127,7 @@ def test_half_precision_and_autocast():
 
 def test_features_heads_and_intermediates_have_timms_shapes():
     model = vit()
-    x = pictures()
+    x = images()
     pooled = tp.PooledViT(model, K)
     assert pooled.forward_features(x).shape == (3, 1 + 5, 96)
     torch.testing.assert_close(pooled.forward_head(pooled.forward_features(x)), pooled(x))
@@ -161,7 +161,7 @@ def test_dynamic_sizes():
 
 def test_trace_follows_tokens_to_the_patches():
     pooled = tp.PooledViT(vit(), K, method="k_medoids", output="medoid")
-    x = pictures(2)
+    x = images(2)
     trace = pooled.trace(x)
     assert torch.equal(trace.logits, pooled(x))
     for step, k in zip(trace.steps, K, strict=True):
@@ -201,7 +201,7 @@ def test_the_bias_is_the_log_of_the_counts():
     biases = []
     pooled.vit.blocks[5].register_forward_pre_hook(
         lambda m, args, kwargs: biases.append(kwargs["attn_mask"]), with_kwargs=True)
-    trace = pooled.trace(pictures(2))
+    trace = pooled.trace(images(2))
     expected = torch.cat((torch.zeros(2, 1), trace.steps[4].counts.float().log()), dim=1)
     torch.testing.assert_close(biases[0][:, 0, 0], expected)
 
@@ -210,7 +210,7 @@ def test_an_average_pooling_head_counts_every_patch():
     model = vit(global_pool="avg", class_token=False)
     pooled = tp.PooledViT(model, [64, 64, 64, 64, 64, 7], carry_counts=True, method="k_means",
                           init="farthest_first")
-    x = pictures()
+    x = images()
     step = pooled.trace(x).steps[-1]
     weighted = (model.norm(step.tokens) * (step.counts / 64)[..., None]).sum(1)
     torch.testing.assert_close(pooled(x), model.head(model.fc_norm(weighted)))
@@ -236,10 +236,10 @@ def test_blocks_that_need_no_score_keep_fused_attention(monkeypatch):
         raise AssertionError("explicit attention")
 
     monkeypatch.setattr(attention, "_attend", forbidden)
-    tp.PooledViT(vit(), K, method="k_medoids", init="farthest_first")(pictures())
-    tp.PooledViT(vit(), K, method="random", carry_counts=True)(pictures())
+    tp.PooledViT(vit(), K, method="k_medoids", init="farthest_first")(images())
+    tp.PooledViT(vit(), K, method="random", carry_counts=True)(images())
     with pytest.raises(AssertionError, match="explicit attention"):
-        tp.PooledViT(vit(), K)(pictures())
+        tp.PooledViT(vit(), K)(images())
 
 
 def test_options_are_checked_and_shown():

@@ -87,7 +87,7 @@ def notebook_page(notebook: Notebook, links: Links) -> str:
                 parts.append(fenced(source(cell).rstrip(), "{code-block} python"))
             parts += outputs(notebook, place, move)
         if place == 0:
-            parts.append(f'<p class="tp-run">The controls on this page are still pictures. To move them: '
+            parts.append(f'<p class="tp-run">The controls on this page are still images. To move them: '
                          f"<code>make lab</code>, then <code>{notebook.path.name}</code>.</p>")
     if any("{raw} html\n<figure" in part for part in parts):
         parts.append('<script src="../_static/plotly.min.js"></script><script src="../_static/figures.js"></script>')

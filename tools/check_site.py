@@ -1,4 +1,4 @@
-"""Look at finished pages as a strict reader would: dead links, requests to the outside, pictures without words.
+"""Look at finished pages as a strict reader would: dead links, requests to the outside, images without words.
 
     python tools/check_site.py site
 
@@ -72,7 +72,7 @@ def check(folder: Path, one_title: bool = True) -> list[str]:
         name = file.relative_to(folder.resolve()).as_posix()
         if one_title and page.titles != 1:
             found.append(f"{name} has {page.titles} titles (h1). A page has one; in notebooks, one `# ` line in all.")
-        found += [f"{name} shows a picture without words ({src}). Write ![what it shows](file)."
+        found += [f"{name} shows an image without words ({src}). Write ![what it shows](file)."
                   for src in page.wordless]
         for tag, target in page.fetched:
             if _OUTSIDE.match(target):

@@ -149,7 +149,7 @@ def _prose(notebook: dict[str, Any], folder: Path) -> Iterator[str]:
     for place, cell in _cells(notebook, "markdown"):
         text = _text(cell)
         if re.search(r"!\[\s*\]\(|<img(?![^>]*alt=\"[^\"])", text):
-            yield f"cell {place}: a picture without words"
+            yield f"cell {place}: an image without words"
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
             if not re.match(r"https?://", target) and not (folder / target).exists():
                 yield f"cell {place}: the link {target} leads nowhere"

@@ -120,7 +120,7 @@ def _bundle(notebook: Notebook, place: int, data: dict[str, Any], move: Callable
     if "text/latex" in data:
         return ["$$\n" + "".join(data["text/latex"]).strip().strip("$") + "\n$$"]
     if any(kind.startswith("image/") for kind in data):
-        raise notebook.fail(place, "a picture without words was saved. Show it with lab.show(figure, see=...), or as "
+        raise notebook.fail(place, "an image without words was saved. Show it with lab.show(figure, see=...), or as "
                                    "HTML(<img alt=...>).")
     if WIDGET in data:
         return [_html("<p>A control; run the notebook in JupyterLab to use it.</p>", move)]

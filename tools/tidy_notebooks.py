@@ -5,7 +5,7 @@
     python tools/tidy_notebooks.py --check                # only say which are not tidy
 
 Saved are outputs with their counts (a checked cell without them checks nothing). Not saved: the state of widgets
-(megabytes), their views (dead without a kernel; the still picture and the words beside them stay), times, and whatever
+(megabytes), their views (dead without a kernel; the still image and the words beside them stay), times, and whatever
 an editor left in the metadata.
 """
 

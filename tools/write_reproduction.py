@@ -17,17 +17,17 @@ Written by `tools/write_reproduction.py` from the rows in `data/runs/`; not edit
 board: `tokenpool report`.
 
 P: the paper's abstract or captions. S: summaries of it; its full text was not at hand. The paper's claims are about
-DeiT on ImageNet. A verdict here says what happens on our models and pictures and nothing about the paper's own
-experiments. "Clearly" means outside a 95 % interval over pictures (compared one by one) and finetunings.
+DeiT on ImageNet. A verdict here says what happens on our models and images and nothing about the paper's own
+experiments. "Clearly" means outside a 95 % interval over images (compared one by one) and finetunings.
 """)
 print(board.markdown(board.read([runs])))
 
 rows = frame(Results(runs / "pebbles.csv").rows)
 first = rows.iloc[0]
-print(f"""# Without any finetuning: every method, made-up pictures
+print(f"""# Without any finetuning: every method, made-up images
 
 Recorded with `make reproduce` in `data/runs/pebbles.csv`: {len(rows)} measurements, model {first.model} (weights
-{first.weights}), {first.pictures} pictures of {first.data}, five seeds where something is drawn at random, one training
+{first.weights}), {first.images} images of {first.data}, five seeds where something is drawn at random, one training
 seed; {first.device}, {first.threads} threads; tokenpool {first.tokenpool}, torch {first.torch}, timm {first.timm},
 python {first.python}; commit {first.commit}, {first.date}.
 
@@ -40,7 +40,7 @@ print(f"""
 ## Why the start and the counts matter so much here
 
 The best clustering measured is {best[0]} from a {best[1]} start{' with carried counts' if best[2] else ''}
-(chosen on the same pictures; the gaps are far larger than that choice could make). Our reading (I): the top-K start
+(chosen on the same images; the gaps are far larger than that choice could make). Our reading (I): the top-K start
 puts its centres where the score is high, so into one region, and five rounds of K-Medoids do not get them out: the
 reconstruction error stays higher than from a farthest-first start. And a token that stands for forty patches of
 ground is attended to like one of four of a pebble unless its count is carried, so later blocks see other
@@ -53,7 +53,7 @@ pooling.
 
 | method | start | counts | saving | MMACs | without clustering | top-1 | error | seeds |
 |---|---|---|---|---|---|---|---|---|""")
-for r in summary(rows, ["method", "start", "counts"]).itertuples():
-    cells = [r.method, r.start or "-", "carried" if r.counts else "-", f"{r.saving:.0%}", f"{1e3 * r.gmacs:.1f}",
+for r in summary(rows, ["method", "init", "counts"]).itertuples():
+    cells = [r.method, r.init or "-", "carried" if r.counts else "-", f"{r.saving:.0%}", f"{1e3 * r.gmacs:.1f}",
              f"{1e3 * r.gmacs_without_clustering:.1f}", f"{100 * r.top1:.1f}", f"{r.error:.3f}", f"{r.seeds:.0f}"]
     print(f"| {' | '.join(cells)} |")

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="pebbles, a folder (Parquet, or one folder a class), or a timm name; default: pebbles")
     run.add_argument("--split", default="validation", help="of the data; default: validation")
     run.add_argument("--download", action="store_true", help="let torch/ data sets download themselves")
-    run.add_argument("--pictures", type=int, metavar="N", help="how many; default: 600 of pebbles, all of others")
+    run.add_argument("--images", type=int, metavar="N", help="how many; default: 600 of pebbles, all of others")
     run.add_argument("--seeds", type=int, default=5, metavar="N", help="for what draws at random; default: 5")
     run.add_argument("--device", default="cpu", help="cpu, cuda, mps; default: cpu")
     run.add_argument("--out", type=Path, default=Path("results/reproduce"), metavar="FOLDER",
@@ -112,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     maps.add_argument("--truth", default="regions", metavar="KIND",
                       help="regions (ground, large and small pebble) or materials; default: regions")
     maps.add_argument("--checkpoint", type=Path, metavar="FILE", help="other weights of pebbles_vit, such as finetuned")
-    maps.add_argument("--train-pictures", type=int, default=300, metavar="N", help="to fit the probe on; default: 300")
-    maps.add_argument("--pictures", type=int, default=300, metavar="N", help="to measure on; default: 300")
+    maps.add_argument("--train-images", type=int, default=300, metavar="N", help="to fit the probe on; default: 300")
+    maps.add_argument("--images", type=int, default=300, metavar="N", help="to measure on; default: 300")
     maps.add_argument("--seeds", type=int, default=3, metavar="N", help="for what draws at random; default: 3")
     maps.add_argument("--out", type=Path, default=Path("results/dense"), metavar="FOLDER",
                       help="default: results/dense")
@@ -191,7 +191,7 @@ def _bench_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--saving", nargs="+", type=float, default=[], metavar="SHARE",
                      help="of the computations; default: 0.42, and for a curve 0.2 and 0.6")
     one.add_argument("--batch", nargs="+", type=int, metavar="N",
-                     help="pictures at a time; default: 1 8, with --full 1 16 64 256")
+                     help="images at a time; default: 1 8, with --full 1 16 64 256")
     one.add_argument("--dtype", nargs="+", default=["float32"], metavar="NAME",
                      help=f"{', '.join(DTYPES)}; default: float32")
     one.add_argument("--kernel", default="", metavar="NAME", help=f"{', '.join(KERNELS)}; default: PooledViT's choice")
@@ -237,7 +237,7 @@ def _bench(args: argparse.Namespace) -> None:
     speed_page.write_page(page, rows)
     for table in speed_page.tables(rows):
         _print_lines(table)
-    print(f"\n{speed_page.YIELD}\n{speed_page.line_of(rows[0])}.\n\nrows   {args.out / 'bench.csv'}\n"
+    print(f"\n{speed_page.EFFICIENCY}\n{speed_page.line_of(rows[0])}.\n\nrows   {args.out / 'bench.csv'}\n"
           f"page   {page}   (open it in a browser)")
 
 
@@ -280,25 +280,25 @@ def _export(args: argparse.Namespace) -> None:
     from tokenpool.models.published import NAMED
     export.check_path(args.out)
     model = load_model(args.model, args.checkpoint, args.pretrained)
-    way = dict(method=args.method, init=args.start, output=args.output, carry_counts=args.counts)
+    way = dict(method=args.method, init=args.init, output=args.output, carry_counts=args.counts)
     if args.method in NAMED:
-        if args.start or args.output or args.counts:
+        if args.init or args.output or args.counts:
             raise ValueError(f"{args.method} has its own options. Leave out --start, --output and --counts.")
         way = NAMED[args.method]
     pooled = tp.PooledViT(model, args.schedule, saving=args.saving, **way).eval()
     if args.model == SHIPPED:
-        pictures, said = next(iter(open_data("pebbles", model, count=96)))[0], "pebbles"
+        images, said = next(iter(open_data("pebbles", model, count=96)))[0], "pebbles"
     else:
         embed = pooled.vit.patch_embed
-        pictures = torch.randn(16, embed.proj.in_channels, *embed.img_size, generator=torch.Generator().manual_seed(0))
-        said = "random pictures"
+        images = torch.randn(16, embed.proj.in_channels, *embed.img_size, generator=torch.Generator().manual_seed(0))
+        said = "random images"
         if args.checkpoint is None and not args.pretrained and ":" not in args.model:
             print(f"{args.model} has random weights: add --pretrained or --checkpoint FILE for a model of use.")
     about = {"tokenpool": tp.__version__, "model": args.model, "pooling": pooled.extra_repr()}
     export.save(export.trace(pooled), args.out, about)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {tp.macs(pooled)}")
-    print(f"Compared on {len(pictures)} {said}.")
-    report = export.compare(args.out, pooled, pictures, rounds=args.rounds)
+    print(f"Compared on {len(images)} {said}.")
+    report = export.compare(args.out, pooled, images, rounds=args.rounds)
     for sentence in export.say(report, args.out):
         print(sentence)
     if not report.equal:
@@ -412,7 +412,7 @@ def _job_options(one: argparse.ArgumentParser, step: str) -> None:
         one.add_argument("--base-seed", type=int, default=0, metavar="N", help="which base model to go on from")
     one.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to begin with, .safetensors or .pth")
     one.add_argument("--data", metavar="NAME", help="another place of the preset's data: a folder or a timm name")
-    one.add_argument("--pictures", type=int, metavar="N", help="train on so many only")
+    one.add_argument("--images", type=int, metavar="N", help="train on so many only")
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings",
                      help="change the preset's recipe, such as epochs=3 lr=1e-4")
     one.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
@@ -427,12 +427,12 @@ def _job(args: argparse.Namespace) -> None:
     from tokenpool.train import jobs
     from tokenpool.train.recipe import Job, load_preset
     preset = load_preset(args.preset)
-    own = ("system", "start", "counts", "saving", "schedule", "distill", "penalty", "base_seed")
+    own = ("system", "init", "counts", "saving", "schedule", "distill", "penalty", "base_seed")
     job = Job(args.preset, args.step, args.model or next(iter(preset.models)), qk=args.qk, alpha=args.alpha,
               seed=args.seed, **{k: getattr(args, k) for k in own if hasattr(args, k)})
     with _progress() as bar:
         task = bar.add_task("", total=None, visible=jobs.is_main())
-        jobs.run(job, args.out, settings=_settings(args), data=args.data, pictures=args.pictures,
+        jobs.run(job, args.out, settings=_settings(args), data=args.data, images=args.images,
                  checkpoint=args.checkpoint, device=args.device, say=bar.console.print,
                  checkpoint_seconds=args.checkpoint_seconds,
                  checkpoint_steps=args.checkpoint_steps, tensorboard=not args.no_tensorboard,
@@ -454,7 +454,7 @@ def _progress():
 
 
 def _to_measure(args: argparse.Namespace) -> tuple:
-    """The model and the pictures, or why they cannot be measured."""
+    """The model and the images, or why they cannot be measured."""
     from tokenpool.data.datasets import open_data
     from tokenpool.data.weights import SHIPPED
     from tokenpool.models.vit import PooledViT
@@ -466,7 +466,7 @@ def _to_measure(args: argparse.Namespace) -> tuple:
     if not comes_with_weights and args.checkpoint is None and not args.pretrained:
         raise ValueError(f"{args.model} would have random weights, and every accuracy would be chance. "
                          "Add --pretrained or --checkpoint FILE.")
-    return model, open_data(args.data, model, args.pictures, args.split, download=args.download)
+    return model, open_data(args.data, model, args.images, args.split, download=args.download)
 
 
 def _peers(args: argparse.Namespace) -> None:
@@ -480,13 +480,13 @@ def _peers(args: argparse.Namespace) -> None:
     chosen, budgets = published.chosen(args.method), args.budget or compare.BUDGETS
     _check_device(args.device)
     results = Results(args.out / "peers.csv", compare.Entry)
-    model, pictures = _to_measure(args)
+    model, images = _to_measure(args)
     few, where = open_unlabelled(args.data, model, args.split, download=args.download)
-    print(f"{args.model} on {pictures.count} pictures of {args.data}; {len(chosen)} contenders, {len(budgets)} "
-          f"budgets, twice; fitted K from {len(few)} pictures of {where}")
+    print(f"{args.model} on {images.count} images of {args.data}; {len(chosen)} contenders, {len(budgets)} "
+          f"budgets, twice; fitted K from {len(few)} images of {where}")
     with _progress() as bar:
         task = bar.add_task("", total=2 * len(budgets))
-        entries = compare.measure(model, args.model, pictures, few, results, budgets, chosen, args.device,
+        entries = compare.measure(model, args.model, images, few, results, budgets, chosen, args.device,
                                   tell=lambda what, done, total: bar.update(task, completed=done, description=what))
     if not entries:
         raise ValueError(f"No contender can save {' or '.join(f'{b:.0%}' for b in budgets)} of this model. "
@@ -513,7 +513,7 @@ def _print_peers(entries) -> None:
         for line in compare_page.cells(entries, fair):
             shown.add_row(*line)
         shown.add_row("")
-    print(f"\nTop-1 in % without finetuning, with half of its 95 % interval. On the same pictures: ↓ below, ↑ above\n"
+    print(f"\nTop-1 in % without finetuning, with half of its 95 % interval. On the same images: ↓ below, ↑ above\n"
           f"{published.OURS.label}, beyond the pairs' 95 % interval; no mark: no telling apart; -: cannot be met.\n")
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(shown)
     _print_sentences(compare_page.told(entries))
@@ -534,17 +534,17 @@ def _reproduce(args: argparse.Namespace) -> None:
     wanted = accuracy.settings(args.figure or default, args.method, args.budget or accuracy.BUDGETS, args.seeds)
     _check_device(args.device)
     results = Results(args.out / "results.csv")
-    model, pictures = _to_measure(args)
-    print(f"{args.model} on {pictures.count} pictures of {args.data}; {len(wanted)} measurements")
+    model, images = _to_measure(args)
+    print(f"{args.model} on {images.count} images of {args.data}; {len(wanted)} measurements")
     with _progress() as bar:
         task = bar.add_task("", total=len(wanted))
-        rows = accuracy.measure(model, args.model, pictures, wanted, results, args.device,
+        rows = accuracy.measure(model, args.model, images, wanted, results, args.device,
                                 lambda what, done, total: bar.update(task, completed=done, description=what))
     table = frame(rows)
     said = verdicts(table)
     page = args.out / "index.html"
     accuracy_page.write_page(page, table, said, model if args.model == SHIPPED else None)
-    _print_table(summary(table[table["method"] != "plain"], ["method", "start", "counts"]), table)
+    _print_table(summary(table[table["method"] != "plain"], ["method", "init", "counts"]), table)
     _print_verdicts(said)
     print(f"\nrows   {results.path}\npage   {page}   (open it in a browser)")
 
@@ -558,9 +558,9 @@ def _dense(args: argparse.Namespace) -> None:
     one_of("truth", args.truth, dense.TRUTHS, "")
     wanted = dense.settings(args.method or dense.COMPARED, args.budget or dense.BUDGETS, args.seeds)
     model = load_model(checkpoint=args.checkpoint)
-    data = dense.Data.make(args.train_pictures, args.pictures, args.truth)
+    data = dense.Data.make(args.train_images, args.images, args.truth)
     path, page = args.out / "dense.csv", args.out / "index.html"
-    print(f"{len(wanted)} measurements on {args.pictures} scenes of pebbles; {', '.join(dense.TRUTHS[args.truth])}")
+    print(f"{len(wanted)} measurements on {args.images} scenes of pebbles; {', '.join(dense.TRUTHS[args.truth])}")
     with _progress() as bar:
         task = bar.add_task("", total=len(wanted))
         rows = dense.measure(model, wanted, data, path,
@@ -580,15 +580,15 @@ def _print_dense(points) -> None:
         return
     print("\nMean IoU in pixels, %, by computations saved; probe fitted on the plain model / on the pooled features:\n")
     shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
-    for name in ("method", "start", "counts"):
+    for name in ("method", "init", "counts"):
         shown.add_column(name, no_wrap=True)
     for saving in sorted(pooled["saving"].unique()):
         shown.add_column(f"-{saving:.0%}", justify="right", no_wrap=True)
-    wide = pooled.pivot_table(index=["method", "start", "counts"], columns=["saving", "probe"], values="miou",
+    wide = pooled.pivot_table(index=["method", "init", "counts"], columns=["saving", "probe"], values="miou",
                               sort=False)
-    for (method, start, counts), line in wide.iterrows():
+    for (method, init, counts), line in wide.iterrows():
         pairs = [(line[s, "plain"], line[s, "own"]) for s in sorted(pooled["saving"].unique())]
-        shown.add_row(method, start or "-", "carried" if counts else "-",
+        shown.add_row(method, init or "-", "carried" if counts else "-",
                       *("-" if a != a else f"{100 * a:.1f} / {100 * b:.1f}" for a, b in pairs))
     Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(shown)
     print()
@@ -602,17 +602,17 @@ def _print_table(points, table) -> None:
     print(f"\nTop-1 in % without finetuning (plain: {100 * plain['top1']:.1f}), by computations saved:\n")
     shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("method", overflow="fold", min_width=11)          # the one that may wrap on a narrow terminal
-    shown.add_column("start", no_wrap=True, min_width=17)
+    shown.add_column("init", no_wrap=True, min_width=17)
     shown.add_column("counts", no_wrap=True, min_width=7)
     for saving in savings:
         shown.add_column(f"-{saving:.0%} ", justify="right", no_wrap=True, min_width=5)
-    wide = points.pivot_table(index=["method", "start", "counts"], columns="saving", values="top1", sort=False)
+    wide = points.pivot_table(index=["method", "init", "counts"], columns="saving", values="top1", sort=False)
     wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False).index]
     best = wide.max()
-    for (method, start, counts), line in wide.iterrows():
+    for (method, init, counts), line in wide.iterrows():
         cells = ["-" if v != v else f"[bold]{100 * v:.1f}*[/bold]" if v == best[s] else f"{100 * v:.1f} "
                  for s, v in line.items()]
-        shown.add_row(method, start or "-", "carried" if counts else "-", *cells)
+        shown.add_row(method, init or "-", "carried" if counts else "-", *cells)
     width = None if sys.stdout.isatty() else 110
     Console(width=width, highlight=False).print(shown)
     print("* best at that budget; '-' where the clustering costs more than is saved.")

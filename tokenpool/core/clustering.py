@@ -6,11 +6,11 @@ replaced by its nearest member of F^; what is lost is
     loss(F, F^) = sum_i  w_i  min_j ‖f_i - f^_j‖²                      (paper, section 3; S)
 
 and that is the objective of K-Means, or of K-Medoids where F^ must be a subset of F. So pooling is clustering:
-`k_means` and `k_medoids` below are Lloyd's two steps, on whole batches, without a loop over pictures, clusters or
+`k_means` and `k_medoids` below are Lloyd's two steps, on whole batches, without a loop over images, clusters or
 tokens; only the starts may step K times. `agglomerative` goes the other way: from all tokens, N - K times it joins two,
 as Ward did: those whose joining adds least to the loss. It needs no start and no rounds.
 
-Letters: B sets of tokens (pictures), N tokens in, K tokens out, C channels.
+Letters: B sets of tokens (images), N tokens in, K tokens out, C channels.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def top_k(weights: Tensor, k: int) -> Tensor:
 
 def random_k(noise: Tensor, k: int, batch: int) -> Tensor:
     """k distinct tokens, each as likely as any other: the order of N random numbers, one draw for the whole batch,
-    so that a picture's answer does not depend on its companions."""
+    so that an image's answer does not depend on its companions."""
     return noise.argsort(stable=True)[:k].expand(batch, -1)
 
 

@@ -29,7 +29,7 @@ class ModelShape:
     patches: int            # N, patch tokens
     prefix: int             # class and register tokens
     channels: int           # C
-    patch_embed: int        # MACs of one picture
+    patch_embed: int        # MACs of one image
     blocks: tuple[BlockShape, ...]
     head: int               # MACs of the head that do not depend on the number of tokens
     head_token: int = 0     # per token the head looks at (attention pooling)
@@ -38,7 +38,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Cost:
-    """MACs of one picture. `blocks[l]` is block l's share by part; `stem` and `head` are what lies around them."""
+    """MACs of one image. `blocks[l]` is block l's share by part; `stem` and `head` are what lies around them."""
 
     stem: int
     blocks: tuple[dict[str, int], ...]

@@ -4,7 +4,7 @@ Each is written from its paper's description, in the house's terms: whole batche
 N and K only. Marks: P the paper or its official code, I ours, ? not known. All of them were made to take away a share
 of the tokens inside a block, in several blocks; here each answers the same question, K of N.
 
-Letters: B pictures, N tokens in, K out, D features in which tokens are compared (the tokens themselves, or keys).
+Letters: B images, N tokens in, K out, D features in which tokens are compared (the tokens themselves, or keys).
 A merging returns labels (B, N), who goes where, and indices (B, K), one of the N to stand for each of the K.
 """
 
@@ -139,7 +139,7 @@ def ats(weights: Tensor, k: int) -> Tensor:
     (2i - 1) / 2k, pick the tokens they fall on (P: rising order and fixed points; the code's points run from the first
     token's share to 1, these are from memory of the paper: ?). A token picked twice is kept once. ATS then goes on
     with fewer tokens; here the seats that are left go to the highest scores not picked, so that shapes are the same
-    for all pictures.
+    for all images.
 
     Returns:
         indices (B, k) in their original order, all different.

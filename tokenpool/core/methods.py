@@ -36,7 +36,7 @@ class Request:
     counts: Tensor | None             # (B, N) how many original tokens each stands for already
     noise: Tensor                     # (N,) uniform in [0, 1): the only randomness there is
     positions: Tensor                 # (B or 1, N, 2) row and column in [0, 1)
-    aspect: float                     # height over width of the picture
+    aspect: float                     # height over width of the image
     start: Callable[[Request, Tensor | None, Tensor], Tensor]
     n_iter: int
     ops: ModuleType                   # clustering.py, or a kernel with the same functions
@@ -49,7 +49,7 @@ class Method(NamedTuple):
     kind: str                         # "selection", "grid", "clustering" (from a start), "merging" (without)
     scored: bool                      # ranks or draws by the weights: an error without them
     weighted: bool                    # also weights the tokens by them
-    macs: Callable[[int, int, int, int], int]     # (n, k, channels, n_iter) -> multiply-adds of the choice, one picture
+    macs: Callable[[int, int, int, int], int]     # (n, k, channels, n_iter) -> multiply-adds of the choice, one image
     story: str                        # the sentence a learner reads in the drop-down
     score: str = "received"           # what a model ranks by unless told otherwise, see models/attention.py
 
@@ -100,7 +100,7 @@ METHODS: dict[str, Method] = {
         "selection", True, False, _free, "keep the K tokens with the highest score (PoWER-BERT)"),
     "grid_average": Method(
         lambda r, mass: Choice(labels=selection.grid_cells(r.positions.expand(r.x.shape[0], -1, -1), r.k, r.aspect)),
-        "grid", False, False, _free, "cut the picture into K cells and average each"),
+        "grid", False, False, _free, "cut the image into K cells and average each"),
     "k_means": Method(
         _k_means, "clustering", False, False, _k_means_macs, "cluster; each new token is the mean of its cluster"),
     "wk_means": Method(
@@ -145,7 +145,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-class Start(NamedTuple):
+class Init(NamedTuple):
     choose: Callable[[Request, Tensor | None, Tensor], Tensor]
     scored: bool
     grows: bool                       # looks at all distances, which K-Medoids has anyway
@@ -157,20 +157,20 @@ def _growing(grow: Callable[[Request, Tensor, Tensor], Tensor]) -> Callable[[Req
     return lambda r, d, mass: grow(r, r.ops.pairwise(r.x) if d is None else d, mass)
 
 
-STARTS: dict[str, Start] = {
-    "top_k": Start(lambda r, d, mass: clustering.top_k(_scores(r), r.k), True, False,
+INITS: dict[str, Init] = {
+    "top_k": Init(lambda r, d, mass: clustering.top_k(_scores(r), r.k), True, False,
                    "the K tokens with the highest score (the paper's Algorithm 1)"),
-    "random": Start(lambda r, d, mass: clustering.random_k(r.noise, r.k, r.x.shape[0]), False, False,
+    "random": Init(lambda r, d, mass: clustering.random_k(r.noise, r.k, r.x.shape[0]), False, False,
                     "K tokens by chance"),
-    "farthest_first": Start(_growing(lambda r, d, mass: r.ops.farthest_first(d, r.k)), False, True,
+    "farthest_first": Init(_growing(lambda r, d, mass: r.ops.farthest_first(d, r.k)), False, True,
                             "always add the token farthest from all chosen so far"),
-    "k_means_plus_plus": Start(_growing(lambda r, d, mass: clustering.k_means_plus_plus(d, r.k, mass, r.noise)), False,
+    "k_means_plus_plus": Init(_growing(lambda r, d, mass: clustering.k_means_plus_plus(d, r.k, mass, r.noise)), False,
                                True,
                                "add tokens by chance, far ones likelier"),
 }
 
 METHODS_THAT_DRAW = ("random", "importance", "importance_with_replacement")
-STARTS_THAT_DRAW = ("random", "k_means_plus_plus")
+INITS_THAT_DRAW = ("random", "k_means_plus_plus")
 
 
 def _given(indices: Tensor | None) -> Callable[[Request, Tensor | None, Tensor], Tensor]:
@@ -191,7 +191,7 @@ def method_names() -> tuple[str, ...]:
 
 def init_names() -> tuple[str, ...]:
     """Names that `init=` takes."""
-    return tuple(STARTS)
+    return tuple(INITS)
 
 
 def one_of(kind: str, name: object, names: Iterable[str], see: str) -> str:
@@ -229,7 +229,7 @@ class Pooling:
         one_of("method", self.method, METHODS, "See tokenpool.method_names().")
         one_of("kernel", self.kernel, kernels.KERNELS, "")
         if self.init is not None:
-            one_of("init", self.init, STARTS, "See tokenpool.init_names().")
+            one_of("init", self.init, INITS, "See tokenpool.init_names().")
         if self.output is not None:
             one_of("output", self.output, OUTPUTS, "")
         if isinstance(self.n_iter, bool) or not isinstance(self.n_iter, int) or self.n_iter < 1:
@@ -239,7 +239,7 @@ class Pooling:
     def spec(self) -> Method:
         return METHODS[self.method]
 
-    def start_name(self, have_weights: bool = True) -> str | None:
+    def init_name(self, have_weights: bool = True) -> str | None:
         """The start that will be used; None for methods that do not start anywhere."""
         if self.spec.kind != "clustering":
             return None
@@ -248,13 +248,13 @@ class Pooling:
     @property
     def needs_score(self) -> bool:
         """Whether the result depends on the weights, given that they can be had."""
-        start = self.start_name()
-        return self.spec.scored or self.output == "weighted_mean" or (start is not None and STARTS[start].scored)
+        start = self.init_name()
+        return self.spec.scored or self.output == "weighted_mean" or (start is not None and INITS[start].scored)
 
     @property
     def draws(self) -> bool:
         """Whether chance decides anything."""
-        return self.method in METHODS_THAT_DRAW or self.start_name() in STARTS_THAT_DRAW
+        return self.method in METHODS_THAT_DRAW or self.init_name() in INITS_THAT_DRAW
 
     @property
     def output_name(self) -> str:
@@ -284,8 +284,8 @@ class Pooling:
             x = raw if self.spec.kind in ("selection", "grid") else clustering.centred(raw)
             weights = None if weights is None else weights.detach().to(x.dtype)
             counts = None if counts is None else counts.to(x.dtype)
-            name = self.start_name(weights is not None)
-            begin = STARTS[name].choose if start is None and name else _given(start)
+            name = self.init_name(weights is not None)
+            begin = INITS[name].choose if start is None and name else _given(start)
             request = Request(x, k, weights, counts, noise.to(x), positions, aspect, begin, self.n_iter,
                               kernels.pick(self.kernel, x.device), raw, depth)
             return self.spec.choose(request, self._mass(x, weights if self.spec.weighted else None, counts))
@@ -317,7 +317,7 @@ class Pooling:
             return _joined(means).to(x.dtype)
 
     def macs(self, n: int, k: int, c: int, stand_ins: bool = False, d: int | None = None) -> int:
-        """Multiply-adds of one pooling of n tokens into k, of one picture: what the matrix products do.
+        """Multiply-adds of one pooling of n tokens into k, of one image: what the matrix products do.
 
         Args:
             c: channels of the tokens. d: of the features they are compared by; None: c.
@@ -325,8 +325,8 @@ class Pooling:
         """
         d = c if d is None else d
         total = self.spec.macs(n, k, d, self.n_iter)
-        start = self.start_name()
-        if start and STARTS[start].grows and "medoids" not in self.method:
+        start = self.init_name()
+        if start and INITS[start].grows and "medoids" not in self.method:
             total += n * n * d
         if self.output_name != "medoid":
             total += n * k * c
@@ -381,7 +381,7 @@ def pool_tokens(x: Tensor, k: int, *, method: str = "wk_medoids", weights: Tenso
         metric: (batch, tokens, D), features in which tokens are compared, such as attention keys. None: the tokens.
             What is kept or averaged is always x, and so is what inertia is about.
         generator: for the random methods and starts. None is a fixed seed: the same input gives the same answer.
-            One draw of N numbers serves the whole batch, so an answer does not depend on a picture's companions.
+            One draw of N numbers serves the whole batch, so an answer does not depend on an image's companions.
 
     Returns:
         Pooled. Its inertia uses w_i = weights for the w-methods and 1 for all others, times counts where given.
@@ -448,7 +448,7 @@ def _check(x: Tensor, k: int, pooling: Pooling, weights: Tensor | None, counts: 
     B, N = x.shape[:2]
     if 0 in x.shape:
         raise ValueError(f"There is nothing to pool in tokens of shape {tuple(x.shape)}. "
-                         "Use at least one picture, one token and one channel.")
+                         "Use at least one image, one token and one channel.")
     check_k(k, N)
     name = pooling.method
     if pooling.spec.scored and weights is None:

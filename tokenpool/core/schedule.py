@@ -1,6 +1,6 @@
 """How many tokens to keep after each block: K = [K_1 .. K_L], patch tokens only (class and register tokens stay).
 
-K is the same for every picture, so shapes are static (paper; S). The paper finds it with PoWER-BERT's soft masks;
+K is the same for every image, so shapes are static (paper; S). The paper finds it with PoWER-BERT's soft masks;
 `from_soft_masks` reads those. Without a search, a geometric series is the plain choice: `geometric`, and
 `for_saving`, which finds the series that meets a cost budget. `by_error` finds the K that lose least within a budget,
 from what each block loses at each K; it needs no training and no labels (I: neither the paper nor PoWER-BERT has it).

@@ -54,13 +54,13 @@ def stand_ins(x: Tensor, indices: Tensor) -> Tensor:
 
 
 def grid_cells(positions: Tensor, k: int, aspect: float = 1.0) -> Tensor:
-    """Cut the picture into K cells of (almost) equally many tokens and say in which cell each token lies.
+    """Cut the image into K cells of (almost) equally many tokens and say in which cell each token lies.
 
     Args:
         positions: (B, N, 2), row and column of every token, each in [0, 1).
         k: any number from 1 to N: bands of rows first, each band then cut into columns. Where the grid can be cut
             into equal rectangles (14 x 14 into 49), these are exactly the windows of average pooling.
-        aspect: height of the picture over its width.
+        aspect: height of the image over its width.
 
     Returns:
         labels (B, N). No cell is empty.

@@ -1,4 +1,4 @@
-"""Where pictures come from: the generator, two packages' photographs, folders of Parquet, and all that timm can read.
+"""Where images come from: the generator, two packages' photographs, folders of Parquet, and all that timm can read.
 
     open_data("pebbles", model, count=600)                    no file at all
     open_data("some/folder", model)                           Parquet with `image` and `label`, or one folder a class
@@ -26,8 +26,8 @@ TEST_SEED, FIT_SEED = 3, 6
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Batches of (pictures ready for the model, labels), always the same and in the same order."""
+class Images:
+    """Batches of (images ready for the model, labels), always the same and in the same order."""
 
     name: str
     count: int
@@ -45,37 +45,37 @@ def scale(images: np.ndarray) -> Tensor:
 
 
 def open_data(name: str, model: nn.Module, count: int | None = None, split: str = "validation",
-              batch_size: int = 100, download: bool = False) -> Pictures:
-    """Pictures by name, prepared the way the model wants them.
+              batch_size: int = 100, download: bool = False) -> Images:
+    """Images by name, prepared the way the model wants them.
 
     Args:
-        name: "pebbles"; a folder with .parquet files (columns `image`, `label`) or with one folder of pictures per
+        name: "pebbles"; a folder with .parquet files (columns `image`, `label`) or with one folder of images per
             class; or a name of timm's: "torch/cifar10", "hfds/...", "wds/...".
         model: a timm model; its configuration gives size, mean and std.
-        count: how many pictures at most; None: all (600 for pebbles).
+        count: how many images at most; None: all (600 for pebbles).
         split: which split, for data sets that have several.
     """
     if count is not None and count < 1:
-        raise ValueError(f"{count} pictures are too few to measure on. Use at least 1.")
+        raise ValueError(f"{count} images are too few to measure on. Use at least 1.")
     if name == "pebbles":
         size = model.patch_embed.img_size[0]
         images, labels, masks = Pebbles(seed=TEST_SEED, size=size).batch(range(count or 600))
         if model.num_classes != 30:
             raise ValueError(f"Pebbles have 30 classes, this model {model.num_classes}. "
-                             "Use --model pebbles_vit, or --data with pictures of the model's own classes.")
+                             "Use --model pebbles_vit, or --data with images of the model's own classes.")
         pixels, truth = scale(images), torch.from_numpy(labels)
         batches = list(zip(pixels.split(batch_size), truth.split(batch_size), strict=True))
-        return Pictures(name, len(truth), batches, min(batch_size, len(truth)), masks)
+        return Images(name, len(truth), batches, min(batch_size, len(truth)), masks)
     data = find(name, split, _transform(model), download)
     if count is not None and count < len(data):
         data = torch.utils.data.Subset(data, spread(len(data), count))
     loader: Any = DataLoader(data, batch_size=batch_size, shuffle=False, num_workers=0)
-    return Pictures(name, len(data), loader, min(batch_size, len(data)))
+    return Images(name, len(data), loader, min(batch_size, len(data)))
 
 
 def open_unlabelled(name: str, model: nn.Module, split: str = "validation", count: int = 32,
                     download: bool = False) -> tuple[Tensor, str]:
-    """A few pictures to choose K by, (count, 3, H, W), and where they are from; no labels.
+    """A few images to choose K by, (count, 3, H, W), and where they are from; no labels.
 
     Never those that results are measured on where there are others: pebbles of another seed, else the training split,
     else `split`.
@@ -113,9 +113,9 @@ def find(name: str, split: str, transform: Any, download: bool = False, batch_si
     if folder.is_dir():
         parquet = sorted(folder.glob("**/*.parquet"))
         if parquet:
-            return ParquetPictures(_of_split(parquet, split), transform)
+            return ParquetImages(_of_split(parquet, split), transform)
         if not any(p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp") for p in folder.glob("*/*")):
-            raise ValueError(f"The folder {folder} holds neither .parquet files nor one folder of pictures per class. "
+            raise ValueError(f"The folder {folder} holds neither .parquet files nor one folder of images per class. "
                              "Point --data at either.")
     elif "/" not in name or folder.is_absolute() or name.startswith("."):
         raise FileNotFoundError(f"No data called {name!r}: it is not a folder here. Use pebbles, a folder, or a timm "
@@ -149,7 +149,7 @@ def _of_split(files: list[Path], split: str) -> list[Path]:
     return wanted
 
 
-class ParquetPictures(Dataset[tuple[Any, int]]):
+class ParquetImages(Dataset[tuple[Any, int]]):
     """Rows of Parquet files with `image` (a struct with `bytes`, or the bytes) and `label` (int)."""
 
     def __init__(self, files: list[Path], transform: Any = None) -> None:
@@ -177,11 +177,11 @@ class ParquetPictures(Dataset[tuple[Any, int]]):
         value = self.images[index].as_py()
         raw = value["bytes"] if isinstance(value, dict) else value
         try:
-            picture = Image.open(io.BytesIO(raw)).convert("RGB")
+            image = Image.open(io.BytesIO(raw)).convert("RGB")
         except (UnidentifiedImageError, OSError, TypeError) as error:
-            raise ValueError(f"Row {index} of {self.files[0].parent} is not a readable picture ({error}). "
+            raise ValueError(f"Row {index} of {self.files[0].parent} is not a readable image ({error}). "
                              "Remove the row or repair the file.") from error
-        return (self.transform(picture) if self.transform else picture), self.labels[index]
+        return (self.transform(image) if self.transform else image), self.labels[index]
 
 
 def photographs(size: int = 64) -> dict[str, np.ndarray]:
@@ -197,19 +197,19 @@ def photographs(size: int = 64) -> dict[str, np.ndarray]:
     return {name: square(Image.fromarray(np.asarray(pixels)), size) for name, pixels in found.items()}
 
 
-def read_picture(path: Path, size: int = 64) -> np.ndarray:
-    """A picture file as (3, size, size) uint8, centre-cropped to a square."""
+def read_image(path: Path, size: int = 64) -> np.ndarray:
+    """An image file as (3, size, size) uint8, centre-cropped to a square."""
     try:
-        with Image.open(path) as picture:
-            return square(picture.convert("RGB"), size)
+        with Image.open(path) as image:
+            return square(image.convert("RGB"), size)
     except FileNotFoundError:
-        raise FileNotFoundError(f"No picture at {path}.") from None
+        raise FileNotFoundError(f"No image at {path}.") from None
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} is not a picture that can be read ({error}). Use PNG, JPEG, WebP or BMP.") from error
+        raise ValueError(f"{path} is not an image that can be read ({error}). Use PNG, JPEG, WebP or BMP.") from error
 
 
-def square(picture: Image.Image, size: int) -> np.ndarray:
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    small = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+def square(image: Image.Image, size: int) -> np.ndarray:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    small = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))

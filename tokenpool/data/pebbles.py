@@ -1,4 +1,4 @@
-"""Pebbles: seeded pictures whose redundancy is known, made from nothing.
+"""Pebbles: seeded images whose redundancy is known, made from nothing.
 
 A large pebble and a small one lie on a ground. Each of the three is of one of six materials, in two random colours;
 the two pebbles never share a material. **The label is the pair (large, small): 30 classes.** Colour, place, light and
@@ -9,7 +9,7 @@ nobody else can stand in for (small pebble). The masks say which patch is which.
     scenes = Pebbles(seed=1)
     images, labels, masks = scenes.batch(range(8))     # (8, 3, 64, 64) uint8, (8,) int64, (8, 64, 64) uint8
 
-Picture i of seed s is the same on every machine and in every batch: all its random numbers come from one
+Image i of seed s is the same on every machine and in every batch: all its random numbers come from one
 counter-based generator keyed by (s, i). No file is read.
 """
 
@@ -26,8 +26,8 @@ CLASSES = tuple((large, small) for large in MATERIALS for small in MATERIALS if 
 REGIONS = ("ground", "large pebble", "small pebble")
 
 _HARMONICS = np.arange(2, 6)                  # wobbles of an outline: 2 is an ellipse, 5 a fine bump
-_CHUNK = 16                                   # pictures rendered at once: the arrays stay in the processor's cache
-_N_UNIFORM = 80                               # random numbers a scene may use; changing it changes every picture
+_CHUNK = 16                                   # images rendered at once: the arrays stay in the processor's cache
+_N_UNIFORM = 80                               # random numbers a scene may use; changing it changes every image
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Pebbles:
     """The generator; its fields are the knobs.
 
     Args:
-        seed: which endless series of pictures.
-        size: side of the square picture in pixels.
+        seed: which endless series of images.
+        size: side of the square image in pixels.
         difficulty: 0 (bold, clean) to 1 (faint textures, turned by up to 18 degrees, strong grain).
         imbalance: area of the large pebble over area of the small one, 1 to 12. At the default 4 a 64-pixel
-            picture cut in 8-pixel patches has about 17 patches of large and 4 of small pebble.
+            image cut in 8-pixel patches has about 17 patches of large and 4 of small pebble.
     """
 
     seed: int = 0
@@ -49,7 +49,7 @@ class Pebbles:
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 1024:
-            raise ValueError(f"size={self.size} is not a picture side that Pebbles can draw. Use 16 to 1024 pixels.")
+            raise ValueError(f"size={self.size} is not an image side that Pebbles can draw. Use 16 to 1024 pixels.")
         if not 0.0 <= self.difficulty <= 1.0:
             raise ValueError(f"difficulty={self.difficulty} is outside its scale. Use 0 (clean) to 1 (faint, grainy).")
         if not 1.0 <= self.imbalance <= 12.0:
@@ -58,7 +58,7 @@ class Pebbles:
             raise ValueError(f"seed={self.seed} is negative. Use 0 or more.")
 
     def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw pictures.
+        """Draw images.
 
         Returns:
             images (batch, 3, size, size) uint8, labels (batch,) int64,
@@ -66,7 +66,7 @@ class Pebbles:
         """
         ids = list(indices)
         if not ids:
-            raise ValueError("An empty list of picture numbers. Ask for at least one, e.g. batch(range(8)).")
+            raise ValueError("An empty list of image numbers. Ask for at least one, e.g. batch(range(8)).")
         parts = [self._render(*self._draw(ids[i:i + _CHUNK])) for i in range(0, len(ids), _CHUNK)]
         images, labels, masks = (np.concatenate(p) for p in zip(*parts, strict=True))
         return images, labels, masks
@@ -88,8 +88,8 @@ class Pebbles:
         pairs = np.array([[MATERIALS.index(a), MATERIALS.index(b)] for a, b in CLASSES])
         materials = np.concatenate([(u() * len(MATERIALS)).astype(np.int64)[:, None], pairs[labels]], axis=1)
 
-        # Places: the two centres lie on opposite sides of the picture, the small pebble in front.
-        r_large = 0.29 + 0.04 * u()                                        # of the picture's side
+        # Places: the two centres lie on opposite sides of the image, the small pebble in front.
+        r_large = 0.29 + 0.04 * u()                                        # of the image's side
         r_small = r_large / np.sqrt(self.imbalance)
         angle = 2 * np.pi * u()
         apart = r_large + (0.35 + 0.45 * u()) * r_small                    # from just overlapping to almost apart
@@ -142,10 +142,10 @@ class Pebbles:
         return _smooth((1.12 - np.sqrt(dx * dx + dy * dy) / _px(radius)) / 0.34)
 
     def _cloth(self, x: np.ndarray, y: np.ndarray, material: np.ndarray, u: _Uniforms, chroma: float) -> np.ndarray:
-        """The two-coloured material of each picture over the whole frame: (batch, size, size, 3) in 0..1."""
+        """The two-coloured material of each image over the whole frame: (batch, size, size, 3) in 0..1."""
         d = self.difficulty
         name = {m: i for i, m in enumerate(MATERIALS)}
-        period = (5.2 + 1.6 * u()) / 64                                     # of the picture's side: 5 to 7 of 64
+        period = (5.2 + 1.6 * u()) / 64                                     # of the image's side: 5 to 7 of 64
         turn = np.deg2rad(18) * d * (2 * u() - 1)
         direction = np.select([material == name["rows"], material == name["columns"]], [np.pi / 2, 0.0], np.pi / 4)
         direction = np.where(material == name["checks"], 0.0, direction) + turn
@@ -183,9 +183,9 @@ class _Uniforms:
         return self._table[:, self._next - 1]
 
 
-def _px(per_picture: np.ndarray) -> np.ndarray:
+def _px(per_image: np.ndarray) -> np.ndarray:
     """(batch,) -> (batch, 1, 1); float32, or one stray float64 would double the time of everything after it."""
-    return per_picture[:, None, None].astype(np.float32)
+    return per_image[:, None, None].astype(np.float32)
 
 
 def _along(x: np.ndarray, y: np.ndarray, direction: np.ndarray) -> np.ndarray:

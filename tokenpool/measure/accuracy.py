@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenpool.core.methods import METHODS, METHODS_THAT_DRAW, STARTS, STARTS_THAT_DRAW, one_of
+from tokenpool.core.methods import INITS, INITS_THAT_DRAW, METHODS, METHODS_THAT_DRAW, one_of
 from tokenpool.core.schedule import OutOfReach
-from tokenpool.data.datasets import Pictures
+from tokenpool.data.datasets import Images
 from tokenpool.data.weights import fingerprint
 from tokenpool.measure.rows import Results, Row, key_of, pack, provenance, wilson
 from tokenpool.models.vit import PooledViT, macs
 
-_CACHED = 10_000             # pictures kept in memory between settings
+_CACHED = 10_000             # images kept in memory between settings
 BUDGETS = (0.2, 0.3, 0.42, 0.5, 0.6, 0.7)
 #: the paper's own methods, and those it compares with
 PAPERS = ("random", "importance", "importance_with_replacement", "top_k", "grid_average", "k_means", "wk_means",
@@ -42,7 +42,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 @dataclass(frozen=True)
 class Setting:
     method: str
-    start: str
+    init: str
     counts: bool
     saving: float
     seed: int
@@ -64,13 +64,13 @@ def settings(figures: Iterable[str] = PAPERS_FIGURES, methods: Sequence[str] | N
             for method in FIGURES[figure]:
                 if methods and method not in methods:
                     continue
-                starts = (tuple(STARTS) if figure == "6" or method == "wk_medoids" else ("top_k", "farthest_first")) \
+                starts = (tuple(INITS) if figure == "6" or method == "wk_medoids" else ("top_k", "farthest_first")) \
                     if METHODS[method].kind == "clustering" else ("",)
-                for start in starts:
-                    draws = method in METHODS_THAT_DRAW or start in STARTS_THAT_DRAW
+                for init in starts:
+                    draws = method in METHODS_THAT_DRAW or init in INITS_THAT_DRAW
                     for budget in budgets:
                         for seed in range(seeds if draws else 1):
-                            wanted[Setting(method, start, counts, budget, seed)] = None
+                            wanted[Setting(method, init, counts, budget, seed)] = None
     return list(wanted)
 
 
@@ -86,7 +86,7 @@ def check_wanted(methods: Iterable[str], budgets: Iterable[float], seeds: int) -
         raise ValueError(f"{seeds} seeds measure nothing. Use 1 or more; the start study wants 5.")
 
 
-def measure(model: nn.Module, model_name: str, pictures: Pictures, wanted: Sequence[Setting], results: Results,
+def measure(model: nn.Module, model_name: str, images: Images, wanted: Sequence[Setting], results: Results,
             device: str = "cpu", tell: Callable[[str, int, int], None] | None = None) -> list[Row]:
     """Measure what is missing and return the rows of all settings, in their order.
 
@@ -97,21 +97,21 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, wanted: Seque
     """
     model = model.to(device).eval()
     weights, origin = fingerprint(model), provenance()
-    batches = read_once(pictures, device)
+    batches = read_once(images, device)
     rows: dict[str, Row] = {row.key: row for row in results.rows}
     keys = []
     for done, setting in enumerate(wanted):
         if tell:
-            name = f"{setting.method} {setting.start}".strip()
+            name = f"{setting.method} {setting.init}".strip()
             tell(f"{name}, saving {setting.saving:.0%}{', counts' if setting.counts else ''}", done, len(wanted))
-        key = key_of(**vars(setting), model=model_name, weights=weights, data=pictures.name, pictures=pictures.count,
+        key = key_of(**vars(setting), model=model_name, weights=weights, data=images.name, images=images.count,
                      device=torch.device(device).type, tokenpool=origin["tokenpool"])
         if key not in rows:
             try:
                 pooled = _pooled(model, setting)
             except OutOfReach:
                 continue
-            rows[key] = _row(key, pooled, model_name, weights, pictures, batches, setting, device, origin)
+            rows[key] = _row(key, pooled, model_name, weights, images, batches, setting, device, origin)
             results.add(rows[key])
         keys.append(key)
     if tell:
@@ -119,33 +119,33 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, wanted: Seque
     return [rows[key] for key in keys]
 
 
-def read_once(pictures: Pictures, device: str) -> Batches:
+def read_once(images: Images, device: str) -> Batches:
     """On the device, read once for all that is measured, where they fit the memory."""
-    return [(x.to(device), y.to(device)) for x, y in pictures] if pictures.count <= _CACHED else pictures
+    return [(x.to(device), y.to(device)) for x, y in images] if images.count <= _CACHED else images
 
 
 def _pooled(model: nn.Module, setting: Setting) -> PooledViT:
     if setting.method == "plain":
         return PooledViT(model).eval()
-    return PooledViT(model, saving=setting.saving, method=setting.method, init=setting.start or None,
+    return PooledViT(model, saving=setting.saving, method=setting.method, init=setting.init or None,
                      carry_counts=setting.counts, seed=setting.seed).eval().to(next(model.parameters()).device)
 
 
 @torch.inference_mode()
-def _row(key: str, pooled: PooledViT, model_name: str, weights: str, pictures: Pictures, batches: Batches,
+def _row(key: str, pooled: PooledViT, model_name: str, weights: str, images: Images, batches: Batches,
          setting: Setting, device: str, origin: dict[str, str]) -> Row:
-    measured = score(pooled, pictures, batches, model_name, setting.seed if pooled.draws else None)
+    measured = score(pooled, images, batches, model_name, setting.seed if pooled.draws else None)
     return Row(
-        key=key, method=setting.method, start=setting.start,
+        key=key, method=setting.method, init=setting.init,
         output=pooled.pooling.output_name if setting.method != "plain" else "",
         counts=setting.counts, saving=setting.saving, seed=setting.seed,
         schedule=" ".join(map(str, pooled.schedule or ())), **measured,
-        batch_size=pictures.batch_size, model=model_name, weights=weights, data=pictures.name,
+        batch_size=images.batch_size, model=model_name, weights=weights, data=images.name,
         device=device_name(device), threads=torch.get_num_threads(), **origin)
 
 
 @torch.inference_mode()
-def score(system: Any, pictures: Pictures, batches: Batches, model_name: str, seed: int | None) -> dict[str, Any]:
+def score(system: Any, images: Images, batches: Batches, model_name: str, seed: int | None) -> dict[str, Any]:
     """What is measured of a system that can be pooled, as columns of a `Row`.
 
     Args:
@@ -164,16 +164,16 @@ def score(system: Any, pictures: Pictures, batches: Batches, model_name: str, se
         found.append((logits.argmax(1) == y).cpu())                # waits for a GPU too
         speeds.append(len(x) / (time.perf_counter() - started))
     if not torch.isfinite(logits).all():
-        raise ValueError(f"{model_name} answers NaN or infinity on {pictures.name}. Check the weights.")
+        raise ValueError(f"{model_name} answers NaN or infinity on {images.name}. Check the weights.")
     steps = system.trace(first[:100], **options).steps if isinstance(system, PooledViT) else ()
     errors = [step.error for step in steps if step.pooled]
     right = torch.cat(found)
     cost, plain = macs(system), macs(system.vit)
-    low, high = wilson(int(right.sum()), pictures.count)
+    low, high = wilson(int(right.sum()), images.count)
     return dict(
         gmacs=cost.total / 1e9, gmacs_without_clustering=cost.without_clustering / 1e9,
         gmacs_plain=plain.total / 1e9, top1=float(right.double().mean()), top1_low=low, top1_high=high,
-        pictures=pictures.count, reconstruction_error=float(torch.stack(errors).mean()) if errors else 0.0,
+        images=images.count, reconstruction_error=float(torch.stack(errors).mean()) if errors else 0.0,
         images_per_second=sorted(speeds)[len(speeds) // 2], right=pack(right.numpy()))
 
 

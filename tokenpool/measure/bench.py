@@ -45,7 +45,7 @@ class Options:
     methods: tuple[str, ...] = ()                 # none: all as operators, those of SYSTEMS as whole models
     savings: tuple[float, ...] = ()               # none: 0.42, and for a curve 0.2 and 0.6 of the first model
     batches: tuple[int, ...] = (1, 16)
-    dtypes: tuple[str, ...] = ("float32",)        # weights, pictures and tokens
+    dtypes: tuple[str, ...] = ("float32",)        # weights, images and tokens
     device: str = "cpu"
     compiled: bool = False                        # whole models, the plain one too
     train: bool = False                           # training steps of all models, not of the first only
@@ -67,7 +67,7 @@ class Options:
             kernels.pick(self.kernel, torch.device(self.device))
         for batch in self.batches:
             if batch < 1:
-                raise ValueError(f"A batch of {batch} pictures cannot be timed. Use whole numbers from 1, such as 16.")
+                raise ValueError(f"A batch of {batch} images cannot be timed. Use whole numbers from 1, such as 16.")
         for saving in self.savings:
             if not 0 < saving < 1:
                 raise ValueError(f"A saving of {saving} is not a share of the computations. "
@@ -91,7 +91,7 @@ class Item:
     """What one row is about, beside its group."""
 
     name: str
-    start: str = ""
+    init: str = ""
     counts: bool = False
     saving: float = 0.0
     kept: int = 0

@@ -1,6 +1,6 @@
 """`tokenpool reproduce --peers`: every method side by side without finetuning, at equal cost in two senses.
 
-    entries = measure(model, "pebbles_vit", pictures, few, Results(path, Entry))
+    entries = measure(model, "pebbles_vit", images, few, Results(path, Entry))
 
 **Equal multiply-adds**: every contender gets the schedule that saves the same share of the plain model's, clustering
 counted in. **Equal measured time**: every contender gets the schedule that takes the same share of the plain model's
@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from tokenpool.core.schedule import OutOfReach
-from tokenpool.data.datasets import Pictures
+from tokenpool.data.datasets import Images
 from tokenpool.data.weights import fingerprint
 from tokenpool.measure.accuracy import Batches, check_wanted, device_name, read_once
 from tokenpool.measure.bench import Item, Stopwatch, in_turns, quartiles, waiter
 from tokenpool.measure.rows import Results, key_of, pack, provenance, wilson
-from tokenpool.models.published import CONTENDERS, Contender
+from tokenpool.models.published import NAMED_METHODS, NamedMethod
 from tokenpool.models.vit import PooledViT, macs
 
 BUDGETS = (0.3, 0.42, 0.5, 0.6, 0.7, 0.8)
@@ -49,17 +49,17 @@ class Entry:
 
     key: str
     name: str                     # of the contender
-    fitted: bool                  # K per block fitted to a few pictures; else geometric
+    fitted: bool                  # K per block fitted to a few images; else geometric
     fair: str                     # "macs" or "time": what is equal for all at this budget
     budget: float                 # share of it that is saved
     method: str
-    start: str
+    init: str
     metric: str
     position: str
     counts: bool
     saving: float                 # share of the multiply-adds that was asked for
     schedule: str
-    gmacs: float                  # of one picture, clustering included
+    gmacs: float                  # of one image, clustering included
     gmacs_plain: float
     time: float                   # time over the plain model's, timed in turns: median
     time_low: float               # quartiles over rounds
@@ -69,9 +69,9 @@ class Entry:
     top1: float
     top1_low: float               # 95 %, Wilson
     top1_high: float
-    cosine: float                 # between the features the classifier reads and the plain model's; mean over pictures
-    pictures: int
-    fitted_on: int                # pictures without labels
+    cosine: float                 # between the features the classifier reads and the plain model's; mean over images
+    images: int
+    fitted_on: int                # images without labels
     model: str
     weights: str
     data: str                     # of a folder its last name
@@ -83,32 +83,32 @@ class Entry:
     python: str
     commit: str
     date: str
-    right: str                    # which pictures were right, as bits
+    right: str                    # which images were right, as bits
     top1_plain: float = 0.0       # of the model with all its tokens
 
     @property
     def label(self) -> str:
-        return Contender(self.name, {}, self.fitted).label
+        return NamedMethod(self.name, {}, self.fitted).label
 
 
-def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, results: Results[Entry],
-            budgets: Sequence[float] = BUDGETS, contenders: Sequence[Contender] = CONTENDERS, device: str = "cpu",
+def measure(model: nn.Module, model_name: str, images: Images, few: Tensor, results: Results[Entry],
+            budgets: Sequence[float] = BUDGETS, contenders: Sequence[NamedMethod] = NAMED_METHODS, device: str = "cpu",
             rounds: int = _ROUNDS, batch_size: int = 100, tell: Callable[[str, int, int], None] | None = None,
             watch: Stopwatch | None = None) -> list[Entry]:
     """Every contender at every budget in both senses; what `results` holds already is not measured again.
 
     Args:
-        few: (n, 3, H, W) pictures to fit schedules on. tell: called with (what is going on, done, total).
-        batch_size: pictures at a time while timing, at most.
+        few: (n, 3, H, W) images to fit schedules on. tell: called with (what is going on, done, total).
+        batch_size: images at a time while timing, at most.
 
     A budget that a contender cannot meet gives no entry: its clustering costs more than is saved, or it is too slow.
     """
     check_wanted((), budgets, 1)
     model = model.to(device).eval()
-    batches = read_once(pictures, device)
+    batches = read_once(images, device)
     lane = _Lane(model, few.to(device), next(iter(batches))[0][:batch_size].to(device), watch, rounds)
     origin = provenance()
-    about = dict(model=model_name, weights=fingerprint(model), data=Path(pictures.name).name, pictures=pictures.count,
+    about = dict(model=model_name, weights=fingerprint(model), data=Path(images.name).name, images=images.count,
                  device=device_name(device), clock="cpu" if lane.cpu else "wall", tokenpool=origin["tokenpool"])
     rows = {row.key: row for row in results.rows}
     wanted = [(fair, budget, contender, key_of(**about, fair=fair, budget=budget, name=contender.name,
@@ -132,7 +132,7 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, 
             key = missing[contender]
             rows[key] = Entry(
                 key=key, name=contender.name, fitted=contender.fitted, fair=fair, budget=budget,
-                method=pooled.pooling.method, start=pooled.pooling.start_name() or "", metric=pooled.metric,
+                method=pooled.pooling.method, init=pooled.pooling.init_name() or "", metric=pooled.metric,
                 position=pooled.position, counts=pooled.carry_counts, saving=round(saving, 4),
                 schedule=" ".join(map(str, pooled.schedule or ())), gmacs=macs(pooled).total / 1e9,
                 gmacs_plain=lane.plain_macs / 1e9, time=middle, time_low=low, time_high=high, rounds=made,
@@ -144,11 +144,11 @@ def measure(model: nn.Module, model_name: str, pictures: Pictures, few: Tensor, 
     return [rows[key] for *_, key in wanted if key in rows]
 
 
-def contests(entries: Iterable[Entry]) -> tuple[list[Entry], ...]:
-    """Entries that may stand side by side: of one model, its pictures and one device. Photographs first."""
+def comparisons(entries: Iterable[Entry]) -> tuple[list[Entry], ...]:
+    """Entries that may stand side by side: of one model, its images and one device. Photographs first."""
     found: dict[tuple[object, ...], list[Entry]] = {}
     for e in entries:
-        found.setdefault((e.model, e.weights, e.data, e.pictures, e.device, e.clock, e.batch_size), []).append(e)
+        found.setdefault((e.model, e.weights, e.data, e.images, e.device, e.clock, e.batch_size), []).append(e)
     return tuple(found[place] for place in sorted(found, key=lambda place: (place[2] == "pebbles", str(place))))
 
 
@@ -166,10 +166,10 @@ class _Lane:
         self.watch = watch or Stopwatch(waiter(str(x.device)), time.process_time if self.cpu else time.perf_counter)
         self.plain = PooledViT(model).eval()
         self.plain_macs = macs(model).total
-        self._losses: dict[Contender, list[dict[int, float]]] = {}
-        self._curves: dict[Contender, dict[float, float]] = {}              # saving -> time
+        self._losses: dict[NamedMethod, list[dict[int, float]]] = {}
+        self._curves: dict[NamedMethod, dict[float, float]] = {}              # saving -> time
 
-    def build(self, contender: Contender, saving: float) -> PooledViT | None:
+    def build(self, contender: NamedMethod, saving: float) -> PooledViT | None:
         """The contender with so many of the multiply-adds saved; None where it cannot save them."""
         pooled = PooledViT(self.model, **contender.options).eval().to(self.x.device)
         try:
@@ -183,11 +183,11 @@ class _Lane:
             return None
         return pooled
 
-    def at_macs(self, contenders: Sequence[Contender], saving: float) -> dict[Contender, Ready]:
+    def at_macs(self, contenders: Sequence[NamedMethod], saving: float) -> dict[NamedMethod, Ready]:
         """Those that can save so many of the multiply-adds, timed together."""
         return self._together({c: saving for c in contenders})
 
-    def at_time(self, contenders: Sequence[Contender], share: float) -> dict[Contender, Ready]:
+    def at_time(self, contenders: Sequence[NamedMethod], share: float) -> dict[NamedMethod, Ready]:
         """Those that can take `share` of the plain model's time, within a tenth, timed in turns.
 
         A machine is not the same a minute later, and what it does beside weighs on short calls more than on long ones.
@@ -196,7 +196,7 @@ class _Lane:
         """
         self._measure_curves(contenders)
         wanted = dict.fromkeys(contenders, share)
-        nearest: dict[Contender, Ready] = {}
+        nearest: dict[NamedMethod, Ready] = {}
         for _ in range(_TRIES):
             found = {c: read_off(self._curves[c], wanted[c]) for c in wanted}
             ready = self._together({c: saving for c, saving in found.items() if saving is not None})
@@ -208,14 +208,14 @@ class _Lane:
                 break
         return {c: r for c, r in nearest.items() if abs(r[2][1] / share - 1) <= _TOO_FAR}
 
-    def _measure_curves(self, contenders: Sequence[Contender]) -> None:
+    def _measure_curves(self, contenders: Sequence[NamedMethod]) -> None:
         """Time by saving, of all that have no curve yet, in the same rounds."""
         tried = {(c, s): p for c in contenders if c not in self._curves
                  for s in _TIMED_AT if (p := self.build(c, s)) is not None}
         for (contender, saving), (_, middle, _, _) in zip(tried, self.times(list(tried.values())), strict=True):
             self._curves.setdefault(contender, {})[saving] = middle
 
-    def _together(self, savings: Mapping[Contender, float]) -> dict[Contender, Ready]:
+    def _together(self, savings: Mapping[NamedMethod, float]) -> dict[NamedMethod, Ready]:
         built = {c: (s, p) for c, s in savings.items() if (p := self.build(c, s)) is not None}
         times = self.times([p for _, p in built.values()])
         return {c: (s, p, t) for (c, (s, p)), t in zip(built.items(), times, strict=True)}

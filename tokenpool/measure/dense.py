@@ -46,13 +46,13 @@ PROBES = {"plain": "fitted on the plain model", "own": "fitted on the pooled fea
 #: as their authors have them, and ours
 PEERS = ("tokenpool", "ToMe", "ATC", "EViT")
 COMPARED = ("random", "top_k", "grid_average", "k_medoids", "wk_medoids", *PEERS)
-STARTS = ("top_k", "farthest_first")
+INITS = ("top_k", "farthest_first")
 BUDGETS = (0.2, 0.42, 0.6)
 BLOCKS = 4                           # the last four
 TRAIN_SEED = 5                       # of the probe's scenes; the model was trained on 1, results are measured on 3
 _PENALTY = 1e-4                      # L2 on the probe's weights: keeps a separable fit finite, moves nothing else
 _BATCH = 100
-_RESAMPLES = 1000                    # of the test pictures, for the 95 % interval
+_RESAMPLES = 1000                    # of the test images, for the 95 % interval
 
 
 # ---- truth and agreement, on integer maps ----
@@ -83,7 +83,7 @@ def to_pixels(patches: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> 
 
 
 def confusion(truth: Tensor, answer: Tensor, classes: int) -> Tensor:
-    """How often class i was called class j, per picture: two maps (B, ...) -> (B, classes, classes)."""
+    """How often class i was called class j, per image: two maps (B, ...) -> (B, classes, classes)."""
     pair = (truth * classes + answer).flatten(1)
     return torch.zeros(len(pair), classes * classes, dtype=torch.int64).scatter_add_(
         1, pair, torch.ones_like(pair)).reshape(-1, classes, classes)
@@ -105,7 +105,7 @@ def mean_iou(counted: Tensor) -> Tensor:
 
 
 def interval(counted: Tensor) -> tuple[float, float]:
-    """95 % of the mean IoU of all pictures together, pictures drawn anew with replacement. counted: (B, C, C)."""
+    """95 % of the mean IoU of all images together, images drawn anew with replacement. counted: (B, C, C)."""
     drawn = np.random.default_rng(0).multinomial(len(counted), [1 / len(counted)] * len(counted), _RESAMPLES)
     again = torch.from_numpy(drawn).double() @ counted.flatten(1).double()
     low, high = mean_iou(again.reshape(-1, *counted.shape[1:])).quantile(torch.tensor([0.025, 0.975]).double())
@@ -179,7 +179,7 @@ def best_answer(labels: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Pictures ready for the model with their truths."""
+    """Images ready for the model with their truths."""
 
     x: Tensor                  # (B, 3, H, W)
     pixels: Tensor             # (B, H, W)
@@ -198,7 +198,7 @@ class Data:
     @classmethod
     def make(cls, train: int = 300, test: int = 300, truth: str = "regions", size: int = 64,
              grid: tuple[int, int] = (8, 8)) -> Data:
-        for name, count in (("scenes to fit on", train), ("pictures", test)):
+        for name, count in (("scenes to fit on", train), ("images", test)):
             if count < 1:
                 raise ValueError(f"{count} {name} are too few. Use at least 1, better hundreds.")
 
@@ -216,7 +216,7 @@ class Row:
 
     key: str
     method: str
-    start: str
+    init: str
     counts: bool
     saving: float
     seed: int
@@ -225,15 +225,15 @@ class Row:
     gmacs: float               # of the backbone, clustering included; the probe adds less than a hundredth
     gmacs_plain: float
     pixel_miou: float
-    pixel_low: float           # 95 % interval over pictures
+    pixel_low: float           # 95 % interval over images
     pixel_high: float
     patch_miou: float
     pixel_best: float          # the same with the best class for every group of patches: what the groups allow
     patch_best: float
     ious: str                  # per class, in pixels
     truth: str
-    train_pictures: int
-    pictures: int
+    train_images: int
+    images: int
     model: str
     weights: str
     device: str
@@ -247,12 +247,12 @@ class Row:
 
 
 def settings(methods: Sequence[str] = COMPARED, budgets: Sequence[float] = BUDGETS, seeds: int = 3,
-             starts: Sequence[str] = STARTS) -> list[Setting]:
+             starts: Sequence[str] = INITS) -> list[Setting]:
     """The plain model, then every method from every start, with counts and without, and every peer, at every budget."""
     check_wanted([m for m in methods if m not in NAMED], budgets, seeds)
     return [Setting("plain", "", False, 0.0, 0)] + [
-        Setting(method, start, counts, budget, seed) for budget in budgets for method in methods
-        for start, counts in _ways(method, starts) for seed in range(seeds if method in METHODS_THAT_DRAW else 1)]
+        Setting(method, init, counts, budget, seed) for budget in budgets for method in methods
+        for init, counts in _ways(method, starts) for seed in range(seeds if method in METHODS_THAT_DRAW else 1)]
 
 
 def _ways(method: str, starts: Sequence[str]) -> list[tuple[str, bool]]:
@@ -271,14 +271,14 @@ def measure(model: nn.Module, wanted: Sequence[Setting], data: Data, path: Path 
         tell: called with (what is going on, done, total).
     """
     model = model.eval()
-    identity = dict(model=name, weights=fingerprint(model), truth=data.truth, train_pictures=len(data.train.x),
-                    pictures=len(data.test.x))
+    identity = dict(model=name, weights=fingerprint(model), truth=data.truth, train_images=len(data.train.x),
+                    images=len(data.test.x))
     about = identity | provenance() | dict(device=device_name("cpu"), threads=torch.get_num_threads())
     done = {} if path is None else _read(path)
     keys, plains = [], None
     for index, setting in enumerate(wanted):
         if tell:
-            what = f"{setting.method} {setting.start}".strip()
+            what = f"{setting.method} {setting.init}".strip()
             tell(f"{what}, saving {setting.saving:.0%}{', counts' if setting.counts else ''}", index, len(wanted))
         mine = {probe: key_of(**vars(setting), probe=probe, **identity, tokenpool=about["tokenpool"])
                 for probe in PROBES}
@@ -302,7 +302,7 @@ def build(model: nn.Module, setting: Setting) -> PooledViT:
     if setting.method == "plain":
         return PooledViT(model).eval()
     return PooledViT(model, saving=setting.saving, seed=setting.seed,
-                     **options_of(setting.method, setting.start, setting.counts)).eval()
+                     **options_of(setting.method, setting.init, setting.counts)).eval()
 
 
 def _features(pooled: PooledViT, x: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """`tokenpool export`: a pooled model as one file that needs neither timm nor this package, compared with PyTorch.
 
-    program = trace(pooled)                   a torch.export program, the number of pictures left open
+    program = trace(pooled)                   a torch.export program, the number of images left open
     save(program, Path("model.onnx"))         ONNX; a name that ends in .pt2 keeps the program
-    report = compare(Path("model.onnx"), pooled, pictures)
+    report = compare(Path("model.onnx"), pooled, images)
 
 Everything a pooled model does has a fixed shape, so nothing in the program depends on values. Two of torch's operators
 have no translation to ONNX in torch itself; theirs are at the end.
@@ -27,7 +27,7 @@ from tokenpool.data.files import replace_file
 from tokenpool.measure.bench import Item, Stopwatch, in_turns, quartiles
 from tokenpool.models.vit import PooledViT
 
-SIZES = (1, 3, 16)          # pictures at a time; the program is traced with another number
+SIZES = (1, 3, 16)          # images at a time; the program is traced with another number
 CLOSE = 1e-4                # largest difference of a logit
 ENDINGS = (".onnx", ".pt2")
 _TRACED_WITH = 2
@@ -35,12 +35,12 @@ _TRACED_WITH = 2
 
 @dataclass(frozen=True)
 class Comparison:
-    """The file beside the model it was made from, on the same pictures."""
+    """The file beside the model it was made from, on the same images."""
 
-    pictures: int
+    images: int
     sizes: tuple[int, ...]
     difference: float                 # largest absolute difference of a logit
-    same_top1: int                    # pictures with the same first class
+    same_top1: int                    # images with the same first class
     ratio: float                      # time of the file / time of PyTorch, median over rounds
     ratio_low: float
     ratio_high: float
@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        return self.same_top1 == self.pictures and self.difference <= CLOSE
+        return self.same_top1 == self.images and self.difference <= CLOSE
 
 
 def check_path(path: Path) -> None:
@@ -71,7 +71,7 @@ def need(*packages: str) -> None:
 
 
 def trace(pooled: PooledViT) -> torch.export.ExportedProgram:
-    """The model as a program over pictures (batch, channels, height, width), batch left open."""
+    """The model as a program over images (batch, channels, height, width), batch left open."""
     parameter = next(pooled.parameters())
     embed = pooled.vit.patch_embed
     example = torch.zeros(_TRACED_WITH, embed.proj.in_channels, *embed.img_size).to(parameter)
@@ -93,26 +93,26 @@ def save(program: torch.export.ExportedProgram, path: Path, about: dict[str, str
                 torch.export.save(program, file)
             return
         made = _one_sentence("translated to ONNX", lambda: torch.onnx.export(
-            program, dynamo=True, verbose=False, optimize=False, input_names=["pictures"], output_names=["logits"],
+            program, dynamo=True, verbose=False, optimize=False, input_names=["images"], output_names=["logits"],
             custom_translation_table=_translations()))
         made.model.metadata_props.update(about or {})
         made.save(temporary)
 
 
-def compare(path: Path, pooled: PooledViT, pictures: Tensor, sizes: Sequence[int] = SIZES, rounds: int = 7,
+def compare(path: Path, pooled: PooledViT, images: Tensor, sizes: Sequence[int] = SIZES, rounds: int = 7,
             watch: Stopwatch | None = None) -> Comparison:
-    """Run the file and the model on the same pictures, in batches of several sizes; then time them in turns.
+    """Run the file and the model on the same images, in batches of several sizes; then time them in turns.
 
     Args:
-        pictures: (n, channels, height, width) float32; the largest of `sizes` is cut to n.
+        images: (n, channels, height, width) float32; the largest of `sizes` is cut to n.
     """
     run = opened(path)
-    sizes = tuple(dict.fromkeys(min(s, len(pictures)) for s in sizes))
+    sizes = tuple(dict.fromkeys(min(s, len(images)) for s in sizes))
     difference, same = 0.0, 0
     with torch.inference_mode():
         for size in sizes:
             right = 0
-            for x in pictures.split(size):
+            for x in images.split(size):
                 found, wanted = run(x), pooled(x)
                 if found.shape != wanted.shape:
                     raise ValueError(f"{path} answers {tuple(found.shape)} where PyTorch answers "
@@ -121,7 +121,7 @@ def compare(path: Path, pooled: PooledViT, pictures: Tensor, sizes: Sequence[int
                 difference = max(difference, float(gap) if torch.isfinite(gap) else math.inf)
                 right += int((found.argmax(1) == wanted.argmax(1)).sum())
             same = right if size == sizes[0] else min(same, right)
-        x = pictures[:max(sizes)]
+        x = images[:max(sizes)]
         item = Item("the file")
         runs: list[Callable[[], object]] = [lambda: pooled(x), lambda: run(x)]
         for warm in runs:
@@ -129,11 +129,11 @@ def compare(path: Path, pooled: PooledViT, pictures: Tensor, sizes: Sequence[int
         samples = in_turns(watch or Stopwatch(), (runs[0], 1), {item: (runs[1], 1)}, rounds)[item]
     low, middle, high = quartiles(samples)
     took = sorted(s.item for s in samples)[len(samples) // 2]
-    return Comparison(len(pictures), sizes, difference, same, middle, low, high, 1e3 * took)
+    return Comparison(len(images), sizes, difference, same, middle, low, high, 1e3 * took)
 
 
 def opened(path: Path) -> Callable[[Tensor], Tensor]:
-    """A file that was written, as a function of pictures."""
+    """A file that was written, as a function of images."""
     if path.suffix == ".pt2":
         with path.open("rb") as file:
             return torch.export.load(file).module()
@@ -143,7 +143,7 @@ def opened(path: Path) -> Callable[[Tensor], Tensor]:
     options.intra_op_num_threads = torch.get_num_threads()       # as many as PyTorch, or the times say nothing
     options.log_severity_level = 3                               # errors; it warns of what it cannot fold in advance
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(["logits"], {"pictures": x.numpy()})[0])
+    return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
 
 
 def say(report: Comparison, path: Path) -> list[str]:
@@ -154,9 +154,9 @@ def say(report: Comparison, path: Path) -> list[str]:
     faster = report.ratio < 1
     factor = 1 / report.ratio if faster else report.ratio
     return [f"{'Same' if report.equal else 'NOT THE SAME'} answer as PyTorch in {runtime}: {report.same_top1} of "
-            f"{report.pictures} pictures have the same first class, in batches of {sizes}; the largest difference of a "
+            f"{report.images} images have the same first class, in batches of {sizes}; the largest difference of a "
             f"logit is {report.difference:.1e}.",
-            f"Time: {report.milliseconds:.1f} ms for {largest} pictures, {factor:.2f} times as "
+            f"Time: {report.milliseconds:.1f} ms for {largest} images, {factor:.2f} times as "
             f"{'fast' if faster else 'long'} as PyTorch (time ratio {report.ratio:.2f}, quartiles "
             f"{report.ratio_low:.2f} to {report.ratio_high:.2f}, timed in turns)."]
 

@@ -27,20 +27,20 @@ class Row:
 
     key: str                      # what was measured, as a hash: a finished key is never measured again
     method: str
-    start: str                    # of a clustering; empty for others
+    init: str                    # of a clustering; empty for others
     output: str
     counts: bool                  # carried counts
     saving: float                 # asked for; 0 is the plain model
     seed: int                     # of the random methods and starts
     schedule: str                 # patch tokens kept after each block
-    gmacs: float                  # of one picture, clustering included
+    gmacs: float                  # of one image, clustering included
     gmacs_without_clustering: float
     gmacs_plain: float            # of the model that is pooled
     top1: float                   # share, 0 to 1
-    top1_low: float               # 95 % interval over the pictures (Wilson)
+    top1_low: float               # 95 % interval over the images (Wilson)
     top1_high: float
-    pictures: int
-    reconstruction_error: float   # share of the tokens' variance lost per pooling; mean over layers and 100 pictures
+    images: int
+    reconstruction_error: float   # share of the tokens' variance lost per pooling; mean over layers and 100 images
     images_per_second: float
     batch_size: int
     model: str
@@ -63,7 +63,7 @@ class Row:
     train_seed: int = 0
     base_seed: int = 0
     epochs: float = 0.0           # of finetuning
-    right: str = ""               # which pictures were right, as bits: pairs of runs can be compared picture by picture
+    right: str = ""               # which images were right, as bits: pairs of runs can be compared image by image
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Timing:
     name: str                     # what was timed; of a method its name
     baseline: str                 # what it was timed against
     model: str
-    start: str                    # of a clustering; empty for others
+    init: str                    # of a clustering; empty for others
     counts: bool                  # carried counts
     saving: float                 # asked for; 0 where a single step was timed
     tokens: int                   # N, patch tokens in
@@ -119,12 +119,14 @@ class Timing:
         return 1 / self.ratio if self.ratio else math.nan
 
     @property
-    def gained(self) -> float:
+    def efficiency(self) -> float:
         """Yield: speed-up obtained / promised. 1: every multiply-add saved became time."""
         return self.obtained / self.promised
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
+#: what a column was called in files of earlier versions
+_FORMERLY = {"start": "init", "pictures": "images", "pictures_per_second": "images_per_second"}
 
 
 class Keyed(Protocol):
@@ -170,7 +172,8 @@ class Results(Generic[R]):
             text = text[:text.rfind("\n") + 1]
             self.path.write_text(text)
         lines = list(csv.reader(text.splitlines()))
-        old = tuple(lines[0]) if lines else ()
+        header = tuple(lines[0]) if lines else ()
+        old = tuple(_FORMERLY.get(name, name) for name in header)
         if old != self.columns[:len(old)] or len(old) < _first_columns(self.kind):
             raise ValueError(f"{self.path} was written by another version of tokenpool: its columns differ. "
                              "Move it away, or give another folder with --out.")
@@ -179,7 +182,7 @@ class Results(Generic[R]):
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path} holds a line that is not a result ({error}). "
                              "Mend or remove the line, or give another folder with --out.") from error
-        self._older = old != self.columns
+        self._older = header != self.columns
 
     def _write_anew(self) -> None:
         """With all columns, before a row is added to a file of an older version."""
@@ -215,13 +218,13 @@ def frame(rows: Sequence[Keyed], kind: type = Row) -> pd.DataFrame:
 
 
 def pack(right: np.ndarray) -> str:
-    """(pictures,) bool -> text."""
+    """(images,) bool -> text."""
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
-def unpack(text: str, pictures: int) -> np.ndarray:
+def unpack(text: str, images: int) -> np.ndarray:
     """The inverse of `pack`."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=pictures).astype(bool)
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=images).astype(bool)
 
 
 def key_of(**settings: object) -> str:

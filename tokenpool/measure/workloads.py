@@ -3,7 +3,7 @@
     operators   score and pooling, against one block of the model: "share of a block's time"
     forward     whole pooled models, against the plain model (fused attention): "speed-up", beside what was promised
     training    forward, loss and backward, against the same
-    growth      operators and block at other numbers of tokens, pictures and kept tokens
+    growth      operators and block at other numbers of tokens, images and kept tokens
     memory      a block that pools, against the plain block, at 4,096 tokens
 """
 
@@ -69,19 +69,19 @@ def _operators(model: str, batch: int, dtype: str, options: Options) -> list[Gro
     """Score and every method, of a block's own number of tokens."""
     n = load(model, options.device, dtype).patch_embed.num_patches
     kept = [max(1, round(n * share)) for share in _KEPT[:1 if options.extent == "quick" else None]]
-    items = [Item("score"), *(Item(method, start, kept=k) for k in kept for method in _plain(options.methods) or METHODS
-                              for start in _starts(method))]
+    items = [Item("score"), *(Item(method, init, kept=k) for k in kept for method in _plain(options.methods) or METHODS
+                              for init in _starts(method))]
     return [_steps("operators", model, batch, dtype, n, items, options)]
 
 
 def _growth(model: str, options: Options) -> list[Group]:
-    """Numbers of tokens, pictures and kept tokens, one varied at a time. Tokens are a square, so that the grid fits."""
+    """Numbers of tokens, images and kept tokens, one varied at a time. Tokens are a square, so that the grid fits."""
     dtype = options.dtypes[0]
     sides = (14, 20, 28, 40, 64) if options.growth else (14, 20, 28)
     names = [("score", ""), ("wk_medoids", "top_k"), ("wk_medoids", "farthest_first"), ("wk_means", "top_k")]
 
     def group(batch: int, n: int, k: int) -> Group:
-        return _steps("growth", model, batch, dtype, n, [Item(name, start, kept=k) for name, start in names
+        return _steps("growth", model, batch, dtype, n, [Item(name, init, kept=k) for name, init in names
                                                          if not options.methods or name in (*options.methods, "score")],
                       options)
 
@@ -101,8 +101,8 @@ def _steps(part: str, model: str, batch: int, dtype: str, n: int, items: Sequenc
 
 def _whole(part: str, model: str, batch: int, dtype: str, savings: Sequence[float], options: Options) -> Group:
     vit = load(model, options.device, dtype)
-    items = tuple(Item(method, start, counts, saving) for saving in savings
-                  for method, start, counts in _systems(part, options))
+    items = tuple(Item(method, init, counts, saving) for saving in savings
+                  for method, init, counts in _systems(part, options))
     weight = macs(vit).total * (batch + 1) * (1 + sum(2 - i.saving for i in items)) * (3 if part == "training" else 1)
     return Group(part, model, batch, dtype, vit.patch_embed.num_patches, "plain model", items, _build_whole, weight)
 
@@ -113,7 +113,7 @@ def _systems(part: str, options: Options) -> tuple[tuple[str, str, bool], ...]:
         methods = options.methods or tuple(METHODS)
         carried = SYSTEMS[1:2] if "wk_medoids" in methods else ()
         named = tuple((m, "", NAMED[m].get("carry_counts", False)) for m in options.methods or NAMED if m in NAMED)
-        return carried + named + tuple((m, start, False) for m in _plain(methods) for start in _starts(m))
+        return carried + named + tuple((m, init, False) for m in _plain(methods) for init in _starts(m))
     short = options.extent == "quick" or part == "training"
     return SYSTEMS[:2] + SYSTEMS[3:4] + SYSTEMS[5:6] if short else SYSTEMS
 
@@ -133,7 +133,7 @@ def _block_macs(vit: Any, n: int) -> int:
 
 
 def tokens_like(batch: int, n: int, channels: int, seed: int = 0) -> Tensor:
-    """(batch, n, channels): tokens that repeat one another, as a picture's do, so that clusters differ in size."""
+    """(batch, n, channels): tokens that repeat one another, as an image's do, so that clusters differ in size."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.randn(batch, 24, channels, generator=generator)
     which = (torch.rand(batch, n, generator=generator) ** 2 * 24).long()        # the first kinds are the most frequent
@@ -159,7 +159,7 @@ def _build_steps(group: Group, options: Options) -> Built:
         return scored.block_seen(block, x, None, None, wanted)[1].score
 
     def pooling(item: Item) -> Run:
-        way = Pooling(item.name, item.start or None, **options.chosen_kernel)
+        way = Pooling(item.name, item.init or None, **options.chosen_kernel)
 
         def run() -> Tensor:
             weights = score if way.needs_score else None
@@ -170,7 +170,7 @@ def _build_steps(group: Group, options: Options) -> Built:
     def pooling_block(item: Item) -> Run:
         # a schedule that pools after the first block; the step is given its own number of tokens
         k0 = min(item.kept, vit.patch_embed.num_patches - 1)
-        pooled = PooledViT(vit, [k0] * len(vit.blocks), method="wk_medoids", init=item.start, **options.chosen_kernel)
+        pooled = PooledViT(vit, [k0] * len(vit.blocks), method="wk_medoids", init=item.init, **options.chosen_kernel)
         return lambda: pooled._block_and_pool(block, x, None, item.kept, noise, _State(grid), False)
 
     whole = _block_macs(vit, n)
@@ -180,10 +180,10 @@ def _build_steps(group: Group, options: Options) -> Built:
             runs[item], shares[item] = scoring, 1.0
         elif item.name == "pooling block":
             runs[item] = pooling_block(item)
-            shares[item] = 1 + Pooling("wk_medoids", item.start).macs(n, item.kept, vit.embed_dim) / whole
+            shares[item] = 1 + Pooling("wk_medoids", item.init).macs(n, item.kept, vit.embed_dim) / whole
         else:
             runs[item] = pooling(item)
-            shares[item] = Pooling(item.name, item.start or None).macs(n, item.kept, vit.embed_dim) / whole
+            shares[item] = Pooling(item.name, item.init or None).macs(n, item.kept, vit.embed_dim) / whole
     return Built(_inference(lambda: block(x)), {item: _inference(run) for item, run in runs.items()}, shares, {})
 
 
@@ -206,7 +206,7 @@ def _build_whole(group: Group, options: Options) -> Built:
 
     for item in group.items:
         try:
-            way = options_of(item.name, item.start, item.counts)
+            way = options_of(item.name, item.init, item.counts)
             pooled = PooledViT(vit, saving=item.saving, **way, **options.chosen_kernel)
         except OutOfReach:
             notes[item] = "saves less than it costs"

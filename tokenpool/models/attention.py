@@ -315,26 +315,26 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
 
 def _in_pieces(q: Tensor, k: Tensor, v: Tensor | None, scale: float, bias: Tensor | None,
                per_head: Callable[[Tensor], Tensor]) -> tuple[Any, Tensor]:
-    """Attention of some pictures, or some heads of one, at a time: the sum of values (B, heads, N, head_dim),
+    """Attention of some images, or some heads of one, at a time: the sum of values (B, heads, N, head_dim),
     where there are values, and what `per_head` says of the matrix. A graph has all of it in one."""
     B, H, N, _ = q.shape
     if torch.compiler.is_compiling():
         a = _softmax(q, k, scale, bias)
         return None if v is None else a @ v, per_head(a.float())
-    held = max(1, _LOGITS.get(q.device.type, 1 << 20) // N**2)                  # (picture, head) pairs at a time
-    heads, pictures = min(H, held), max(1, held // H)
-    room = q.new_empty(min(B, pictures) * heads, N, N)                          # of every piece: its memory stays warm
+    held = max(1, _LOGITS.get(q.device.type, 1 << 20) // N**2)                  # (image, head) pairs at a time
+    heads, images = min(H, held), max(1, held // H)
+    room = q.new_empty(min(B, images) * heads, N, N)                          # of every piece: its memory stays warm
     # tokens first in memory, as the projection that follows wants them
     y = None if v is None else v.new_empty(B, N, H, v.shape[-1]).transpose(1, 2)
     seen = q.new_empty(B, H, N, dtype=torch.float32)
-    for b in range(0, B, pictures):
+    for b in range(0, B, images):
         for h in range(0, H, heads):
-            part = (slice(b, b + pictures), slice(h, h + heads))
+            part = (slice(b, b + images), slice(h, h + heads))
             left, right = q[part].flatten(0, 1), k[part].flatten(0, 1)
             a = torch.baddbmm(room[:len(left)], left, right.mT, beta=0, alpha=scale, out=room[:len(left)])
             a = a.view(*q[part].shape[:2], N, N)
             if bias is not None:
-                a += bias[b:b + pictures]
+                a += bias[b:b + images]
             torch.softmax(a, -1, out=a)
             if y is not None and v is not None:
                 y[part] = a @ v[part]

@@ -138,7 +138,7 @@ class ConvolutionViT(_Staged):
         return 9 * k * self.vit.embed_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (batch, channels, height, width) -> logits (batch, classes)."""
+        """Images (batch, channels, height, width) -> logits (batch, classes)."""
         x = self._embed(x)
         prefix, (rows, cols) = self.vit.num_prefix_tokens, self.grid
         convolutions = dict(zip(self.stages, self.convolutions, strict=True))
@@ -262,9 +262,9 @@ class DynamicViT(_ByShare):
             x = block(x)
         return self._head(x)
 
-    def forward_with_terms(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_with_terms(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """For training: logits and the terms to add to the loss."""
-        x = self._embed(pictures)
+        x = self._embed(images)
         prefix = self.vit.num_prefix_tokens
         keep = x.new_ones(len(x), x.shape[1] - prefix)
         off_target = []
@@ -281,7 +281,7 @@ class DynamicViT(_ByShare):
         terms = {"ratio": self.ratio_weight * torch.stack(off_target).mean()}
         if self.teacher is not None:
             with torch.no_grad():
-                told = self.teacher.forward_features(pictures)
+                told = self.teacher.forward_features(images)
                 goal = self.teacher.forward_head(told).float().log_softmax(-1)
             terms["teacher_logits"] = 0.5 * F.kl_div(logits.float().log_softmax(-1), goal, reduction="batchmean",
                                                      log_target=True)
@@ -297,7 +297,7 @@ class PatchMergerViT(_ByShare):
 
     The paper has one merger in the middle of the network with K = 8 (S: stages=[depth // 2]); here, by default, three
     as in the other rivals, so that the same budgets can be met (I). The class token passes by (I), the scale of the
-    logits and the queries' first values are ours (?). Tokens of the output have no place in the picture any more.
+    logits and the queries' first values are ours (?). Tokens of the output have no place in the image any more.
 
     Args:
         keep, saving, stages: as in `DynamicViT`.
@@ -315,7 +315,7 @@ class PatchMergerViT(_ByShare):
         return 2 * n * k * self.vit.embed_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (batch, channels, height, width) -> logits (batch, classes)."""
+        """Images (batch, channels, height, width) -> logits (batch, classes)."""
         x = self._embed(x)
         prefix = self.vit.num_prefix_tokens
         for index, block in enumerate(self.vit.blocks):

@@ -14,7 +14,7 @@ from tokenpool.models.vit import OFF_THE_SHELF
 
 
 @dataclass(frozen=True)
-class Contender:
+class NamedMethod:
     name: str
     options: dict[str, Any] = field(hash=False)     # of PooledViT
     fitted: bool = False                            # K per block by fit_schedule; else geometric
@@ -29,45 +29,46 @@ class Contender:
 _INSIDE: dict[str, Any] = dict(position="before_mlp")
 _COUNTS: dict[str, Any] = _INSIDE | dict(carry_counts=True)
 _KEYS: dict[str, Any] = _COUNTS | dict(metric="keys")
-OURS = Contender("tokenpool", OFF_THE_SHELF, True, "OFF_THE_SHELF: Ward's clustering of directions", False)
+OURS = NamedMethod("tokenpool", OFF_THE_SHELF, True, "OFF_THE_SHELF: Ward's clustering of directions", False)
 
 #: who takes part. Options are those of the papers or their code (docs/choices.md has the marks)
-CONTENDERS = (
+NAMED_METHODS = (
     OURS,
-    Contender("tokenpool", OFF_THE_SHELF, False, "the same, K geometric", False),
-    Contender("K-Medoids", OFF_THE_SHELF | dict(method="k_medoids", init="farthest_first"), True, "our options", False),
-    Contender("WK-Medoids", dict(method="wk_medoids"), story="Token Pooling: top-K start"),
-    Contender("WK-Means", dict(method="wk_means"), story="Token Pooling: top-K start"),
-    Contender("ToMe", dict(method="tome", **_KEYS), story="bipartite matching of keys"),
-    Contender("ToMe", dict(method="tome", **_KEYS), True, "the same, K as ours", False),
-    Contender("ToMe on tokens", dict(method="tome", **_COUNTS), False, "our metric", False),
-    Contender("ToMe on tokens", dict(method="tome", **_COUNTS), True, "our metric and K", False),
-    Contender("PiToMe", dict(method="pitome", **_KEYS), story="energy-ordered matching of keys"),
-    Contender("ATC", dict(method="agglomerative", **_KEYS), story="agglomerative, keys, average linkage"),
-    Contender("ATC", dict(method="agglomerative", **_KEYS), True, "the same, K as ours", False),
-    Contender("ATC on tokens", dict(method="agglomerative", **_COUNTS), True, "our metric and K", False),
-    Contender("DPC-KNN", dict(method="dpc_knn"), story="TCFormer's density peaks"),
-    Contender("EViT", dict(method="evit", **_INSIDE), story="class token's attention, the rest fused"),
-    Contender("ATS", dict(method="ats", **_INSIDE), story="sampling by the class token's attention"),
-    Contender("top-K, class token", dict(method="top_k_class", **_INSIDE), story="class token's attention"),
-    Contender("top-K (PoWER-BERT)", dict(method="top_k", **_INSIDE), story="attention received"),
-    Contender("grid average", dict(method="grid_average"), story="no look at the tokens"),
-    Contender("random", dict(method="random"), story="no look at anything"),
+    NamedMethod("tokenpool", OFF_THE_SHELF, False, "the same, K geometric", False),
+    NamedMethod("K-Medoids", OFF_THE_SHELF | dict(method="k_medoids", init="farthest_first"), True, "our options",
+                False),
+    NamedMethod("WK-Medoids", dict(method="wk_medoids"), story="Token Pooling: top-K start"),
+    NamedMethod("WK-Means", dict(method="wk_means"), story="Token Pooling: top-K start"),
+    NamedMethod("ToMe", dict(method="tome", **_KEYS), story="bipartite matching of keys"),
+    NamedMethod("ToMe", dict(method="tome", **_KEYS), True, "the same, K as ours", False),
+    NamedMethod("ToMe on tokens", dict(method="tome", **_COUNTS), False, "our metric", False),
+    NamedMethod("ToMe on tokens", dict(method="tome", **_COUNTS), True, "our metric and K", False),
+    NamedMethod("PiToMe", dict(method="pitome", **_KEYS), story="energy-ordered matching of keys"),
+    NamedMethod("ATC", dict(method="agglomerative", **_KEYS), story="agglomerative, keys, average linkage"),
+    NamedMethod("ATC", dict(method="agglomerative", **_KEYS), True, "the same, K as ours", False),
+    NamedMethod("ATC on tokens", dict(method="agglomerative", **_COUNTS), True, "our metric and K", False),
+    NamedMethod("DPC-KNN", dict(method="dpc_knn"), story="TCFormer's density peaks"),
+    NamedMethod("EViT", dict(method="evit", **_INSIDE), story="class token's attention, the rest fused"),
+    NamedMethod("ATS", dict(method="ats", **_INSIDE), story="sampling by the class token's attention"),
+    NamedMethod("top-K, class token", dict(method="top_k_class", **_INSIDE), story="class token's attention"),
+    NamedMethod("top-K (PoWER-BERT)", dict(method="top_k", **_INSIDE), story="attention received"),
+    NamedMethod("grid average", dict(method="grid_average"), story="no look at the tokens"),
+    NamedMethod("random", dict(method="random"), story="no look at anything"),
 )
 
 #: options of PooledViT by name, for those that are more than a method
-NAMED = {c.name: c.options for c in CONTENDERS if not c.fitted and c.name not in METHODS}
+NAMED = {c.name: c.options for c in NAMED_METHODS if not c.fitted and c.name not in METHODS}
 
 #: those that can be trained: their names are part of a run's folder
 TRAINABLE = tuple(name for name in NAMED if " " not in name)
 
 
-def options_of(name: str, start: str = "", counts: bool = False) -> dict[str, Any]:
+def options_of(name: str, init: str = "", counts: bool = False) -> dict[str, Any]:
     """Options of PooledViT: a contender's own, or of a method with its start and counts."""
-    return NAMED.get(name) or dict(method=name, init=start or None, carry_counts=counts)
+    return NAMED.get(name) or dict(method=name, init=init or None, carry_counts=counts)
 
 
-def chosen(methods: Sequence[str] | None, contenders: Sequence[Contender] = CONTENDERS) -> tuple[Contender, ...]:
+def chosen(methods: Sequence[str] | None, contenders: Sequence[NamedMethod] = NAMED_METHODS) -> tuple[NamedMethod, ...]:
     """Ours, and those whose method or own name is asked for. A method that none of them uses enters as it is."""
     if not methods:
         return tuple(contenders)
@@ -78,5 +79,5 @@ def chosen(methods: Sequence[str] | None, contenders: Sequence[Contender] = CONT
     asked = {name.lower() for name in methods}
     found = [c for c in contenders if c == OURS or {c.name.lower(), c.options["method"]} & asked]
     known = {c.options["method"] for c in found} | names
-    return (*found, *(Contender(m, dict(method=m), story="PooledViT's defaults") for m in methods
+    return (*found, *(NamedMethod(m, dict(method=m), story="PooledViT's defaults") for m in methods
                       if m.lower() not in known))

@@ -71,7 +71,7 @@ class TransformersViT(VisionTransformer):
 
     Called, it gives what that model gives: `logits`; without a classification head its `pooler_output` (DINOv2: the
     class token; ViT and DeiT: their pooler, or the class token without one). `forward_features` is its
-    `last_hidden_state`. Pictures of other sizes are taken, with the positions interpolated as transformers does it
+    `last_hidden_state`. Images of other sizes are taken, with the positions interpolated as transformers does it
     (ViT and DeiT: with `interpolate_pos_encoding=True`).
 
     A state dict has transformers' names, so checkpoints load with and without pooling; a mask token, and a pooler that
@@ -248,4 +248,4 @@ def _refuse(model: Any, kind: Any) -> None:
     rows, cols = _pair(model.config.image_size)
     if kind.__name__.startswith("Dinov2") and rows != cols:
         raise ValueError(f"{name} cannot be pooled: transformers reads the positions of DINOv2 as a square, and "
-                         f"config.image_size is {rows} x {cols}. Create it for a square; pictures may be of any size.")
+                         f"config.image_size is {rows} x {cols}. Create it for a square; images may be of any size.")

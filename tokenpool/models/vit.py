@@ -43,7 +43,7 @@ _NOISE_BITS = 24                    # integers, so that .half() does not round t
 
 @dataclass(frozen=True)
 class TraceStep:
-    """What one block left behind. N0 original patches, K patch tokens after the block, B pictures."""
+    """What one block left behind. N0 original patches, K patch tokens after the block, B images."""
 
     kept: int                       # K
     pooled: bool                    # whether tokens were pooled here
@@ -196,13 +196,13 @@ class PooledViT(nn.Module):
         return scored.attentions(self.vit.blocks[0])[0].head_dim if self.metric == "keys" else None
 
     def _schedule_for(self, n: int) -> tuple[int, ...] | None:
-        """The schedule for a picture of another size (`dynamic_img_size`): keep and saving are worked out anew, a
-        list stays, and an entry that asks for more tokens than such a picture has changes nothing there."""
+        """The schedule for an image of another size (`dynamic_img_size`): keep and saving are worked out anew, a
+        list stays, and an entry that asks for more tokens than such an image has changes nothing there."""
         return self._plan.schedule if n == self.vit.patch_embed.num_patches else self._resolve(self._plan, n)
 
     def fit_schedule(self, images: Tensor | Sequence[Mapping[int, float]], saving: float,
                      by: str = "features") -> tuple[int, ...]:
-        """Choose K per block from a few pictures without labels, set it and return it. Nothing is trained.
+        """Choose K per block from a few images without labels, set it and return it. Nothing is trained.
 
         For every block by itself, and a dozen K, it is measured what is lost if tokens are pooled there and nowhere
         else; the schedule within the budget whose losses add up to the least is found exactly (`schedule.by_error`).
@@ -218,7 +218,7 @@ class PooledViT(nn.Module):
                 small savings.
 
         Takes about depth x 12 forward passes of the shortened model: on one CPU core some seconds for pebbles_vit and
-        32 pictures, minutes for DeiT-S.
+        32 images, minutes for DeiT-S.
 
         Raises:
             ValueError: images of another size or not finite, a saving out of reach.
@@ -229,7 +229,7 @@ class PooledViT(nn.Module):
         measured = self.losses(images, by) if isinstance(images, Tensor) else images
         if len(measured) != depth - 1 or any(n not in curve for curve in measured):
             raise ValueError(f"These losses are not of this model, which has {depth} blocks and {n} patch tokens. "
-                             "Give what its own losses(images) returned, or the pictures.")
+                             "Give what its own losses(images) returned, or the images.")
         curves = [between(curve, levels(n, 0.93)) for curve in measured]
         shape = model_shape(self.vit, n)
         clustering = _clustering(self.pooling, shape.channels, self.carry_counts, self._width)
@@ -251,14 +251,14 @@ class PooledViT(nn.Module):
         """What is lost where one block pools and no other: for each block but the last, tokens kept -> loss.
 
         Args:
-            images, by: see `fit_schedule`. A loss is a share: of the answers' spread over the pictures, or of the
+            images, by: see `fit_schedule`. A loss is a share: of the answers' spread over the images, or of the
                 variance of the tokens.
         """
         one_of("by", by, LOSSES, "")
         n, depth = self.vit.patch_embed.num_patches, len(self.vit.blocks)
         if images.ndim != 4 or tuple(images.shape[2:]) != tuple(self.vit.patch_embed.img_size):
             height, width = self.vit.patch_embed.img_size
-            raise ValueError(f"Pictures of shape {tuple(images.shape)} came. "
+            raise ValueError(f"Images of shape {tuple(images.shape)} came. "
                              f"Give (batch, channels, {height}, {width}), prepared as for forward.")
         if depth < 2:
             raise ValueError("A model of one block has nothing to choose: behind the last block pooling saves nothing.")
@@ -283,7 +283,7 @@ class PooledViT(nn.Module):
                         (self._head(self.vit.norm(tokens), state.counts).double() - truth).square().sum()))
         self.vit.train(training)
         if not all(math.isfinite(e) for curve in lost for e in curve.values()):
-            raise ValueError("The model answers NaN or infinity on these pictures. Check them and the weights.")
+            raise ValueError("The model answers NaN or infinity on these images. Check them and the weights.")
         share = len(images) if by == "reconstruction" else max(size, 1e-30)
         return [{k: e / share for k, e in curve.items()} for curve in lost]
 
@@ -291,7 +291,7 @@ class PooledViT(nn.Module):
 
     def forward(self, x: Tensor | None = None, generator: torch.Generator | None = None, *,
                 pixel_values: Tensor | None = None) -> Tensor:
-        """Pictures (batch, channels, height, width) -> logits (batch, classes).
+        """Images (batch, channels, height, width) -> logits (batch, classes).
 
         Args:
             pixel_values: x by the name that transformers' processors use: `pooled(**processor(images))`.
@@ -299,7 +299,7 @@ class PooledViT(nn.Module):
         images = pixel_values if x is None else x
         if images is None or (x is not None and pixel_values is not None):
             came = "Nothing came" if images is None else "x and pixel_values, which are the same thing, both came"
-            raise ValueError(f"{came}. Give the pictures once: pooled(images), or pooled(**processor(images)).")
+            raise ValueError(f"{came}. Give the images once: pooled(images), or pooled(**processor(images)).")
         tokens, state = self._run(images, generator)
         return self._head(self.vit.norm(tokens), state.counts)
 
@@ -468,7 +468,7 @@ class PooledViT(nn.Module):
         depth = len(self.vit.blocks)
         if generator is not None:
             return torch.rand(depth, n, generator=generator, device=generator.device)
-        if n > self._noise_bits.shape[1]:              # a larger picture than the model was made for
+        if n > self._noise_bits.shape[1]:              # a larger image than the model was made for
             return torch.rand(depth, n, generator=torch.Generator().manual_seed(self.seed))
         return self._noise_bits.float() / (1 << _NOISE_BITS)
 
@@ -579,7 +579,7 @@ def _refuse_unsupported(vit: Any, position: str) -> None:
 # ---- cost ----
 
 def macs(model: nn.Module, image_size: tuple[int, int] | None = None) -> Cost:
-    """Multiply-accumulates of one picture: total, per block, per part, with and without clustering.
+    """Multiply-accumulates of one image: total, per block, per part, with and without clustering.
 
     Args:
         model: a PooledViT, a timm ViT that could become one, or a rival of baselines.py, which counts itself.
@@ -671,8 +671,8 @@ def _hybrid_stem(embed: Any) -> int:
     """A convolutional stem is measured rather than derived, at the size it was made for."""
     parameter = next(embed.parameters())
     training = embed.training
-    picture = torch.zeros(1, 3, *embed.img_size, device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros(1, 3, *embed.img_size, device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        embed.eval()(picture)
+        embed.eval()(image)
     embed.train(training)
     return counter.get_total_flops() // 2

@@ -25,7 +25,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from tokenpool.data.files import replace_file
-from tokenpool.measure.compare import Entry, contests
+from tokenpool.measure.compare import Entry, comparisons
 from tokenpool.measure.rows import COLUMNS, Results, frame
 from tokenpool.report import compare_page, figures
 from tokenpool.report.accuracy_page import PAGE, plot, verdict_mark
@@ -36,15 +36,15 @@ from tokenpool.train.recipe import PRESETS, Job, load_preset
 
 @dataclass(frozen=True)
 class Evidence:
-    """Rows of trained and untouched systems, the card of every run by (preset, run), and contests of the peers."""
+    """Rows of trained and untouched systems, the card of every run by (preset, run), and comparisons of the peers."""
 
     rows: pd.DataFrame
     cards: Mapping[tuple[str, str], dict[str, Any]]
-    contests: tuple[list[Entry], ...] = ()          # `reproduce --peers`: one list for a model, its pictures and a device
+    comparisons: tuple[list[Entry], ...] = ()          # `reproduce --peers`: one list for a model, its images and a device
 
     @property
     def presets(self) -> list[str]:
-        """Those with rows, real pictures first."""
+        """Those with rows, real images first."""
         have = set(self.rows["preset"])
         return [p for p in ("imagenet1k", "imagenet50", "imagenet50_cpu", "pebbles") if p in have]
 
@@ -81,7 +81,7 @@ def read(sources: Iterable[Path]) -> Evidence:
     if not rows:
         raise ValueError(f"No rows of trained systems in {', '.join(map(str, sources)) or 'nothing'}. "
                          "Run `tokenpool protocol` first.")
-    return Evidence(frame(list(rows.values())), cards, contests(entries.values()))
+    return Evidence(frame(list(rows.values())), cards, comparisons(entries.values()))
 
 
 def collect(evidence: Evidence, folder: Path) -> list[Path]:
@@ -97,11 +97,11 @@ def collect(evidence: Evidence, folder: Path) -> list[Path]:
         with replace_file(folder / f"{preset}-runs.cards.json") as temporary:
             temporary.write_text("[\n" + ",\n".join(json.dumps(c) for c in cards) + "\n]\n")
         written.append(path)
-    for model in dict.fromkeys(entries[0].model for entries in evidence.contests):       # of all devices
+    for model in dict.fromkeys(entries[0].model for entries in evidence.comparisons):       # of all devices
         path = folder / f"{model.replace('/', '-')}-peers.csv"
         with replace_file(path) as temporary:
             kept = Results(temporary, Entry)
-            for entry in (e for entries in evidence.contests for e in entries if e.model == model):
+            for entry in (e for entries in evidence.comparisons for e in entries if e.model == model):
                 kept.add(entry)
         written.append(path)
     return written
@@ -116,7 +116,7 @@ class Curve:
     label: str
     method: str
     look: tuple[str, str, str]
-    start: str = ""
+    init: str = ""
     counts: bool = False
     model: str | None = None
     qk: str = ""
@@ -131,7 +131,7 @@ class Panel:
     curves: Callable[[pd.DataFrame], list[Curve]]
     untouched: bool = True          # also draw the systems before finetuning
     finetuned: bool = True
-    speed: bool = False             # pictures per second across, not computations
+    speed: bool = False             # images per second across, not computations
     note: str = ""
 
 
@@ -148,10 +148,10 @@ _WIDTHS = (("#007A5E", "triangle-up", "solid"), ("#0072B2", "circle", "solid"), 
            ("#AA4499", "diamond", "solid"))
 
 
-def _per_model(method: str, label: str, start: str = "") -> Callable[[pd.DataFrame], list[Curve]]:
+def _per_model(method: str, label: str, init: str = "") -> Callable[[pd.DataFrame], list[Curve]]:
     def curves(rows: pd.DataFrame) -> list[Curve]:
         names = sorted(rows["model"].unique(), key=lambda m: rows[rows["model"] == m]["gmacs_plain"].iloc[0])
-        return [Curve(f"{label} on {n.split('/')[1]}", method, _WIDTHS[i % 4], start, model=n)
+        return [Curve(f"{label} on {n.split('/')[1]}", method, _WIDTHS[i % 4], init, model=n)
                 for i, n in enumerate(names)]
     return curves
 
@@ -199,7 +199,7 @@ PANELS = (
     Panel("5b", "Which clustering?", "Weighted above unweighted, K-Medoids better per computation than K-Means (S).",
           _of(*(Curve(n, n, _L[n], "top_k") for n in ("k_means", "wk_means", "k_medoids", "wk_medoids")))),
     Panel("6", "Does the start matter?", "Robust: top-K and random starts end alike (P: caption; numbers not known).",
-          _of(*(Curve(f"{s} start", "wk_medoids", figures.START_LOOKS[s], s)
+          _of(*(Curve(f"{s} start", "wk_medoids", figures.INIT_LOOKS[s], s)
                 for s in ("top_k", "random", "farthest_first")))),
     Panel("8", "Convolution on the grid?", "Good only at low computations (S).",
           _of(_CONVOLUTION, Curve("average on the grid", "grid_average", _L["grid_average"]), _OURS),
@@ -212,14 +212,14 @@ PANELS = (
           "I).", _qk),
     Panel("11", "PoWER-BERT on the middle widths?", "Curves only (P: caption).",
           lambda rows: [c for m in ("e252", "e318") for c in
-                        (*(Curve(f"{label}, {m}", method, (colour, symbol, dash), start, model=f"*/{m}")
-                           for label, method, start, colour, symbol, dash in (
+                        (*(Curve(f"{label}, {m}", method, (colour, symbol, dash), init, model=f"*/{m}")
+                           for label, method, init, colour, symbol, dash in (
                                ("WK-Medoids", "wk_medoids", "top_k", "#007A5E", "triangle-up",
                                 "solid" if m == "e252" else "dash"),
                                ("top-K", "top_k", "", "#D55E00", "square", "solid" if m == "e252" else "dash"))),)]),
     Panel("12", "Is it faster, too?", "The authors' PyTorch code was not optimised for speed (P: their words).",
           _of(_OURS, _TOP_K, _RANDOM, _CONVOLUTION, _PLAIN), untouched=False, speed=True,
-          note="Pictures per second while measuring accuracy, on a busy machine: an impression, not a benchmark."),
+          note="Images per second while measuring accuracy, on a busy machine: an impression, not a benchmark."),
     Panel("search", "Do learned schedules beat geometric ones?", "The paper learns K per layer with PoWER-BERT's soft "
           "masks (S); it shows no comparison that is known.",
           _of(_OURS, Curve("WK-Medoids, learned K", "wk_medoids", ("#0072B2", "circle", "dash"), "top_k", searched=True),
@@ -232,9 +232,9 @@ PANELS = (
 
 
 def points(rows: pd.DataFrame, noise: float) -> pd.DataFrame:
-    """One point per budget: mean over seeds and a 95 % interval over pictures and runs."""
+    """One point per budget: mean over seeds and a 95 % interval over images and runs."""
     def one(group: pd.DataFrame) -> pd.Series:
-        p, n = group["top1"].mean(), group["pictures"].iloc[0]
+        p, n = group["top1"].mean(), group["images"].iloc[0]
         half = 1.96 * np.hypot(np.sqrt(p * (1 - p) / n), noise / np.sqrt(len(group)))
         return pd.Series({"mmacs": 1e3 * group["gmacs"].mean(), "speed": group["images_per_second"].median(), "top1": p,
                           "half": half, "seeds": len(group), "runs": "|".join(group["run"]),
@@ -246,7 +246,7 @@ def select(rows: pd.DataFrame, curve: Curve, first: str) -> pd.DataFrame:
     """The rows of a curve, of any stage."""
     model = first if curve.model is None else curve.model
     of_model = rows["model"].str.endswith(model[1:]) if model.startswith("*") else rows["model"] == model
-    return rows[(rows["method"] == curve.method) & (rows["start"] == curve.start) & (rows["counts"] == curve.counts)
+    return rows[(rows["method"] == curve.method) & (rows["init"] == curve.init) & (rows["counts"] == curve.counts)
                 & of_model & (rows["qk"] == curve.qk) & ((rows["schedule_name"] != "") == curve.searched)]
 
 
@@ -276,13 +276,13 @@ def panel_figure(panel: Panel, rows: pd.DataFrame, preset: str) -> go.Figure | N
                 mode="lines+markers", line=dict(color=colour, dash=dash, width=2), marker=dict(symbol=symbol, size=9),
                 error_y=dict(type="data", array=(100 * p["half"]).round(2).tolist(), thickness=1, width=3),
                 customdata=[[r.runs, f"{r.mmacs:.1f} MMACs ({r.share:.0%} of its plain model)<br>{r.seeds:.0f} seed(s), "
-                             f"{r.speed:.0f} pictures/s"] for r in p.itertuples()],
+                             f"{r.speed:.0f} images/s"] for r in p.itertuples()],
                 hovertemplate=f"<b>{curve.label}</b><br>top-1 %{{y:.1f}} %<br>%{{customdata[1]}}<br>click: run card"
                               "<extra></extra>"), 1, column)
             shown.add(curve.label)
     if not shown:
         return None
-    across = "pictures per second" if panel.speed else "MMACs a picture, clustering included"
+    across = "images per second" if panel.speed else "MMACs an image, clustering included"
     lines = -(-len(shown) // 2)
     chart.update_layout(template=figures.TEMPLATE, height=440 + 22 * lines, hovermode="closest",
                         margin=dict(l=70, r=16, t=40, b=80 + 22 * lines),
@@ -295,7 +295,7 @@ def panel_figure(panel: Panel, rows: pd.DataFrame, preset: str) -> go.Figure | N
 # ---- the page ----
 
 _NAMES = {"imagenet1k": "ImageNet-1k", "imagenet50": "photographs, tiny-imagenet-50",
-          "imagenet50_cpu": "photographs, tiny-imagenet-50, small model", "pebbles": "made-up pictures, pebbles"}
+          "imagenet50_cpu": "photographs, tiny-imagenet-50, small model", "pebbles": "made-up images, pebbles"}
 
 
 def verdicts(evidence: Evidence) -> dict[str, list[Verdict]]:
@@ -304,7 +304,7 @@ def verdicts(evidence: Evidence) -> dict[str, list[Verdict]]:
 
 
 def write_page(path: Path, evidence: Evidence) -> list[Verdict]:
-    """Write the board; returns the verdicts of the first preset (real pictures, where there are any)."""
+    """Write the board; returns the verdicts of the first preset (real images, where there are any)."""
     said = verdicts(evidence)
     parts = [_lead(evidence), _claims(said)]
     for panel in PANELS:
@@ -327,13 +327,13 @@ def _lead(evidence: Evidence) -> str:
         mine = rows[rows["preset"] == preset]
         trained = mine[mine["stage"] == "finetuned"]
         told.append(f"<li><b>{html.escape(_NAMES.get(preset, preset))}</b> (preset {preset}): {len(trained)} finetunings of "
-                    f"{_epochs(trained)}, {mine['pictures'].iloc[0]:,} pictures to measure on; "
+                    f"{_epochs(trained)}, {mine['images'].iloc[0]:,} images to measure on; "
                     f"{_noise(Table(rows, preset))}</li>")
     devices = ", ".join(sorted(rows["device"].unique()))
     return ("<h1>Token pooling: the results board</h1><p>The paper's protocol: train a base model, choose how many tokens "
             "to keep, finetune with the pooling in. Every system is finetuned by one recipe per preset from the same base "
             f"model; the clustering is counted in the computations.</p><ul>{''.join(told)}</ul>"
-            f"<p class=small>Measured on: {html.escape(devices)}. Intervals are 95 %, over pictures and finetunings. P: the "
+            f"<p class=small>Measured on: {html.escape(devices)}. Intervals are 95 %, over images and finetunings. P: the "
             "paper's abstract or captions. S: summaries of it. I: our choice. Its full text was not at hand.</p>")
 
 
@@ -344,7 +344,7 @@ def _epochs(trained: pd.DataFrame) -> str:
 
 def _noise(table: Table) -> str:
     if not table.noise:
-        return "no setting was finetuned twice, so intervals are over pictures only"
+        return "no setting was finetuned twice, so intervals are over images only"
     return f"one finetuning differs from the next by {100 * table.noise:.2f} points (standard deviation)"
 
 
@@ -390,11 +390,11 @@ def _peers(evidence: Evidence) -> str:
     """ToMe, ATC, EViT and the others beside ours; nothing is finetuned here."""
     head = ("<h2 id=peers>Beyond the paper: all methods side by side, without finetuning</h2><p>What one would plug in instead, each with "
             "the options it was published with, at equal multiply-adds and at equal time on one machine.</p>")
-    if not evidence.contests:
+    if not evidence.comparisons:
         return head + "<p class=small>Nothing was measured. Type <code>tokenpool reproduce --peers</code>.</p>"
     return head + "".join(
         f"<h3>{html.escape(_title(e))}</h3>"
-        + compare_page.section(e, f"peers-{i}") for i, e in enumerate(evidence.contests))
+        + compare_page.section(e, f"peers-{i}") for i, e in enumerate(evidence.comparisons))
 
 
 def _public_weights() -> str:
@@ -425,16 +425,16 @@ def _left(evidence: Evidence) -> str:
 
 
 def _numbers(evidence: Evidence) -> str:
-    rows = evidence.rows.sort_values(["preset", "stage", "model", "method", "start", "saving", "train_seed"])
+    rows = evidence.rows.sort_values(["preset", "stage", "model", "method", "init", "saving", "train_seed"])
     lines = "".join(
-        f"<tr><td>{r.preset}<td>{r.stage}<td>{r.model.split('/')[-1]} {r.qk}<td>{r.method}<td>{r.start}"
+        f"<tr><td>{r.preset}<td>{r.stage}<td>{r.model.split('/')[-1]} {r.qk}<td>{r.method}<td>{r.init}"
         f"<td>{'yes' if r.counts else 'no'}<td>{r.schedule_name or f'{r.saving:.0%}'}<td>{r.train_seed}"
         f"<td>{1e3 * r.gmacs:.1f}<td>{1e3 * r.gmacs_without_clustering:.1f}<td>{100 * r.top1:.1f}"
         f"<td>{r.images_per_second:.0f}<td><button data-run='{r.preset}/{html.escape(r.run)}'>card</button></tr>"
         for r in rows.itertuples())
     return ("<h2>All rows</h2><details><summary>Show the table</summary><table class=numbers><tr><th>Preset<th>Stage"
             "<th>Model<th>Method<th>Start<th>Counts<th>Saving<th>Seed<th>MMACs<th>without clustering<th>Top-1, %"
-            f"<th>Pictures/s<th>Run</tr>{lines}</table></details>")
+            f"<th>Images/s<th>Run</tr>{lines}</table></details>")
 
 
 def _cards(evidence: Evidence) -> str:
@@ -470,17 +470,17 @@ def markdown(evidence: Evidence) -> str:
         first = mine.sort_values("date").iloc[-1]
         trained = mine[mine["stage"] == "finetuned"]
         out.append(f"## {_NAMES.get(preset, preset)}\n\nPreset `{preset}`: {len(trained)} finetunings, measured on "
-                   f"{first.pictures} pictures; {first.device}; torch {first.torch}, timm {first.timm}; finetunings of "
+                   f"{first.images} images; {first.device}; torch {first.torch}, timm {first.timm}; finetunings of "
                    f"{_epochs(trained)}; {_noise(Table(evidence.rows, preset))}.\n\n"
                    "| claim | verdict | what was seen |\n|---|---|---|")
         out += [f"| {v.claim} | **{v.verdict}** | {v.evidence} |" for v in list_of]
         out.append("\nTop-1 in %, mean over seeds:\n\n| model | system | start | counts | saving or schedule | MMACs | "
                    "untouched | finetuned | seeds |\n|---|---|---|---|---|---|---|---|---|")
-        keys = ["model", "qk", "method", "start", "counts", "saving", "schedule_name"]
+        keys = ["model", "qk", "method", "init", "counts", "saving", "schedule_name"]
         for key, group in mine[mine["stage"] != "base"].groupby(keys):
-            model, qk, method, start, counts, saving, schedule = key
+            model, qk, method, init, counts, saving, schedule = key
             before, after = (group[group["stage"] == s]["top1"] for s in ("untouched", "finetuned"))
-            cells = [f"{model.split('/')[1]} {qk}".strip(), method, start or "-", "carried" if counts else "-",
+            cells = [f"{model.split('/')[1]} {qk}".strip(), method, init or "-", "carried" if counts else "-",
                      schedule or f"{saving:.0%}", f"{1e3 * group['gmacs'].mean():.1f}",
                      f"{100 * before.mean():.1f}" if len(before) else "-",
                      f"{100 * after.mean():.1f}" if len(after) else "-", str(len(after))]
@@ -489,12 +489,12 @@ def markdown(evidence: Evidence) -> str:
             out.append(f"| {base.model.split('/')[1]} {base.qk} | base model | - | - | 0% | {1e3 * base.gmacs:.1f} | "
                        f"{100 * base.top1:.1f} | - | - |")
         out.append("")
-    if evidence.contests:
+    if evidence.comparisons:
         out.append("# Beyond the paper: all methods side by side, without finetuning\n\nEach with the options it was published "
                    "with, at equal multiply-adds and at equal time: `tokenpool reproduce --peers`. Top-1 in % with half its "
-                   "95 % interval. ↓ below, ↑ above ours (`tokenpool`, fitted K) on the same pictures, beyond the 95 % interval "
+                   "95 % interval. ↓ below, ↑ above ours (`tokenpool`, fitted K) on the same images, beyond the 95 % interval "
                    "of the pairs; no mark: not to be told apart; -: cannot be met. DynamicViT and the patch merger need "
                    "training: they are among the finetuned systems.\n")
-    for entries in evidence.contests:
+    for entries in evidence.comparisons:
         out.append(f"## {_title(entries)}\n\n{compare_page.markdown(entries)}")
     return "\n".join(out)

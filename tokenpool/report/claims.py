@@ -1,6 +1,6 @@
 """The paper's claims about finetuned models, judged by the rows: holds, does not hold, or undecided within noise.
 
-Two systems see the same pictures, so they are compared picture by picture, which is far sharper than comparing two
+Two systems see the same images, so they are compared image by image, which is far sharper than comparing two
 intervals. What differs from one finetuning to the next is added: its size is estimated from all settings of a preset
 that were finetuned more than once.
 
@@ -22,7 +22,7 @@ from tokenpool.report.verdicts import FAILS, HOLDS, UNTESTED, Verdict
 
 UNDECIDED = "undecided within noise"
 MARGIN = 0.01            # a difference below one point is called little, or the same
-_SETTING = ["preset", "model", "qk", "base_seed", "method", "start", "counts", "saving", "schedule_name"]
+_SETTING = ["preset", "model", "qk", "base_seed", "method", "init", "counts", "saving", "schedule_name"]
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,21 @@ def run_noise(rows: pd.DataFrame) -> float:
 
 
 def gap(a: pd.DataFrame, b: pd.DataFrame, noise: float) -> Gap:
-    """Top-1 of `a` minus that of `b`: rows of one setting each, one per seed, measured on the same pictures."""
+    """Top-1 of `a` minus that of `b`: rows of one setting each, one per seed, measured on the same images."""
     return mean_gap([(a, b)], noise)
 
 
 def mean_gap(pairs: list[tuple[pd.DataFrame, pd.DataFrame]], noise: float) -> Gap:
     """The same, averaged over several pairs of settings (budgets)."""
     first = pairs[0][0].iloc[0]
-    n = int(first["pictures"])
-    if any((part["data"] != first["data"]).any() or (part["pictures"] != n).any() for pair in pairs for part in pair):
-        raise ValueError("Systems that were measured on different pictures cannot be compared picture by picture.")
+    n = int(first["images"])
+    if any((part["data"] != first["data"]).any() or (part["images"] != n).any() for pair in pairs for part in pair):
+        raise ValueError("Systems that were measured on different images cannot be compared image by image.")
     right = [[np.mean([unpack(t, n) for t in part["right"]], axis=0) for part in pair] for pair in pairs]
     apart = np.mean([ours - theirs for ours, theirs in right], axis=0)
-    pictures = apart.std(ddof=1) / np.sqrt(n)
+    images = apart.std(ddof=1) / np.sqrt(n)
     runs = noise * np.sqrt(sum(1 / len(a) + 1 / len(b) for a, b in pairs)) / len(pairs)
-    return Gap(float(apart.mean()), float(1.96 * np.hypot(pictures, runs)), min(len(p) for pair in pairs for p in pair))
+    return Gap(float(apart.mean()), float(1.96 * np.hypot(images, runs)), min(len(p) for pair in pairs for p in pair))
 
 
 class Table:
@@ -93,11 +93,11 @@ class Table:
         names = mine["model"].unique()
         self.first = f"{preset}/{_first_model(preset)}" if len(names) else ""
 
-    def setting(self, method: str, saving: float = 0.0, start: str | None = None, counts: bool = False,
+    def setting(self, method: str, saving: float = 0.0, init: str | None = None, counts: bool = False,
                 model: str = "", qk: str = "") -> pd.DataFrame:
         r = self.rows
-        start = ("top_k" if "_me" in method else "") if start is None else start
-        return r[(r["method"] == method) & np.isclose(r["saving"], saving) & (r["start"] == start)
+        init = ("top_k" if "_me" in method else "") if init is None else init
+        return r[(r["method"] == method) & np.isclose(r["saving"], saving) & (r["init"] == init)
                  & (r["counts"] == counts) & (r["model"] == (model or self.first)) & (r["qk"] == qk)]
 
     def savings(self, *settings: dict) -> list[float]:
@@ -188,10 +188,10 @@ def _same_with_less(t: Table) -> Verdict:
 
 def _robust(t: Table) -> Verdict:
     claim = "robust to the start, top-K or random (Fig. 6; P)"
-    gaps = t.gaps(dict(method="wk_medoids", start="random"), dict(method="wk_medoids"))
+    gaps = t.gaps(dict(method="wk_medoids", init="random"), dict(method="wk_medoids"))
     if not gaps:
         return Verdict(claim, UNTESTED, "The starts were not finetuned here.")
-    whole = t.over_budgets(dict(method="wk_medoids", start="random"), dict(method="wk_medoids"))
+    whole = t.over_budgets(dict(method="wk_medoids", init="random"), dict(method="wk_medoids"))
     assert whole is not None
     apart = whole.clearly_not() and abs(whole.value) > MARGIN
     if all(g.low > -MARGIN and g.high < MARGIN for g in (whole, *gaps.values())):
@@ -200,7 +200,7 @@ def _robust(t: Table) -> Verdict:
         verdict = FAILS
     else:
         verdict = UNDECIDED
-    far = t.gaps(dict(method="wk_medoids", start="farthest_first"), dict(method="wk_medoids"))
+    far = t.gaps(dict(method="wk_medoids", init="farthest_first"), dict(method="wk_medoids"))
     more = f" Farthest-first above top-K: {_at(far)}." if far else ""
     return Verdict(claim, verdict, f"Random start above top-K start, in points: {whole} on average ({_at(gaps)})."
                    f"{more} {_seeds(list(gaps.values()))}")
@@ -251,7 +251,7 @@ def _wider(t: Table) -> Verdict:
     cost = narrow["gmacs"].mean()
     told, gaps = [], []
     for name in wide_names:
-        mine = t.rows[(t.rows["model"] == name) & (t.rows["method"] == "wk_medoids") & (t.rows["start"] == "top_k")
+        mine = t.rows[(t.rows["model"] == name) & (t.rows["method"] == "wk_medoids") & (t.rows["init"] == "top_k")
                       & ~t.rows["counts"] & (t.rows["qk"] == "")]
         cheap = mine[mine["gmacs"] <= cost * 1.01]
         if not len(cheap):

@@ -1,4 +1,4 @@
-"""What a contest says: one table, curves, sentences. Pure: the same entries give the same page."""
+"""What a comparison says: one table, curves, sentences. Pure: the same entries give the same page."""
 
 # ruff: noqa: E501  (sentences of the page)
 
@@ -17,17 +17,17 @@ from plotly.subplots import make_subplots
 from tokenpool.data.files import replace_file
 from tokenpool.measure.compare import FAIR, Entry
 from tokenpool.measure.rows import unpack
-from tokenpool.models.published import CONTENDERS, OURS
+from tokenpool.models.published import NAMED_METHODS, OURS
 from tokenpool.report import figures
 from tokenpool.report.accuracy_page import PAGE, plot
 
-_STORIES = {c.label: c.story for c in CONTENDERS}
-_RIVALS = tuple(c.label for c in CONTENDERS if c.published)
+_STORIES = {c.label: c.story for c in NAMED_METHODS}
+_RIVALS = tuple(c.label for c in NAMED_METHODS if c.published)
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Ours minus another's top-1 on the same pictures, in points, with the 95 % interval of the pairs."""
+    """Ours minus another's top-1 on the same images, in points, with the 95 % interval of the pairs."""
 
     mean: float
     half: float
@@ -42,8 +42,8 @@ class Gap:
 
 
 def gap(ours: Entry, other: Entry) -> Gap:
-    """Paired, picture by picture."""
-    a, b = (unpack(e.right, e.pictures).astype(float) for e in (ours, other))
+    """Paired, image by image."""
+    a, b = (unpack(e.right, e.images).astype(float) for e in (ours, other))
     d = a - b
     return Gap(100 * float(d.mean()), 196 * float(d.std(ddof=1)) / float(np.sqrt(len(d))) if len(d) > 1 else 0.0)
 
@@ -139,13 +139,13 @@ def setting(entries: Sequence[Entry]) -> str:
     """What was measured, on what, where: one line."""
     e = entries[0]
     fitted = max(x.fitted_on for x in entries)
-    return (f"{e.model} on {e.pictures:,} pictures of {e.data}, {100 * e.top1_plain:.1f} % right with all tokens; fitted K from {fitted} others without labels; timed in "
+    return (f"{e.model} on {e.images:,} images of {e.data}, {100 * e.top1_plain:.1f} % right with all tokens; fitted K from {fitted} others without labels; timed in "
             f"turns in batches of {e.batch_size}, {e.rounds} rounds, {'one thread, CPU time' if e.clock == 'cpu' else 'wall clock'}; {e.device}; torch {e.torch}, "
             f"timm {e.timm}, tokenpool {e.tokenpool} {e.commit}, {e.date[:10]}")
 
 
 def section(entries: Sequence[Entry], name: str, table_open: bool = False) -> str:
-    """Curves, sentences and the table, for the contest's own page and for the board. `name`: of its plots."""
+    """Curves, sentences and the table, for the comparison's own page and for the board. `name`: of its plots."""
     said = "".join(f"<li>{html.escape(s)}</li>" for s in told(entries))
     budgets = sorted({e.budget for e in entries})
     head = "".join(f"<th>-{b:.0%}" for b in budgets)
@@ -155,7 +155,7 @@ def section(entries: Sequence[Entry], name: str, table_open: bool = False) -> st
         for line in cells(entries, fair):
             rows.append(f"<tr><td>{html.escape(line[0])}<td>{html.escape(_STORIES.get(line[0], ''))}"
                         + "".join(f"<td>{html.escape(c)}" for c in line[1:]) + "</tr>")
-    see = ("Dotted line: the plain model. Bars are 95 % intervals over pictures. A method that is cheap in multiply-adds and slow by the clock lies "
+    see = ("Dotted line: the plain model. Bars are 95 % intervals over images. A method that is cheap in multiply-adds and slow by the clock lies "
            "lower on the right. Dotted curves, a click in the legend away, have a part of ours: metric, options or K.")
     return (f"<ul>{said}</ul>"
             + plot(f"{name}-top1", curves(entries), see, "top-1 of all contenders at equal multiply-adds and at equal time")
@@ -164,9 +164,9 @@ def section(entries: Sequence[Entry], name: str, table_open: bool = False) -> st
                    "cosine of the class features of all contenders")
             + "</details>"
             f"<details{' open' if table_open else ''}><summary>The table</summary><p class=small>Top-1 in % with half its 95 % interval. ↓ below, ↑ above "
-            f"{html.escape(OURS.label)} on the same pictures, beyond the 95 % interval of the pairs; no mark: not to be "
+            f"{html.escape(OURS.label)} on the same images, beyond the 95 % interval of the pairs; no mark: not to be "
             "told apart. -: cannot be met.</p>"
-            f"<table class=\"numbers contest\"><tr><th>Contender<th>What it is{head}</tr>{''.join(rows)}</table></details>"
+            f"<table class=\"numbers comparison\"><tr><th>NamedMethod<th>What it is{head}</tr>{''.join(rows)}</table></details>"
             f"<p class=small>{html.escape(setting(entries))}.</p>")
 
 
@@ -183,7 +183,7 @@ def markdown(entries: Sequence[Entry]) -> str:
 def write_page(path: Path, entries: Sequence[Entry]) -> None:
     body = ("<h1>Side by side, without finetuning</h1><p>Every method with the options it was published with, at equal "
             "multiply-adds (clustering counted) and at equal time on this machine. DynamicViT and the patch merger need "
-            "training and are on the board of finetuned systems.</p>" + section(entries, "contest", True))
+            "training and are on the board of finetuned systems.</p>" + section(entries, "comparison", True))
     page = PAGE.replace("{{title}}", "Token pooling and its peers").replace("{{plotly}}", get_plotlyjs())
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:

@@ -34,12 +34,12 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             "high": mean + np.hypot(spread, group["pixel_high"].mean() - mean), "patch": group["patch_miou"].mean(),
             "best": group["pixel_best"].mean(), "patch_best": group["patch_best"].mean(), "seeds": len(group)})
 
-    by = ["method", "start", "counts", "saving", "probe"]
+    by = ["method", "init", "counts", "saving", "probe"]
     return rows.groupby(by, sort=False)[list(rows.columns)].apply(one).reset_index()
 
 
-def label(method: str, start: str, counts: bool) -> str:
-    return method + (f", {start} start" if start else "") + (", carried counts" if counts else "")
+def label(method: str, init: str, counts: bool) -> str:
+    return method + (f", {init} start" if init else "") + (", carried counts" if counts else "")
 
 
 def told(rows: pd.DataFrame) -> list[str]:
@@ -62,11 +62,11 @@ def told(rows: pd.DataFrame) -> list[str]:
         named = {tuple(best[:3])}
         text = (f"With {saving:.0%} of the computations saved and the probe {words}: {label(*best[:3])} is best, "
                 f"{100 * best.miou:.1f} % ({100 * best.low:.1f} to {100 * best.high:.1f})")
-        for method, start, counts, name in (("wk_medoids", "top_k", False, "the paper's default"),
+        for method, init, counts, name in (("wk_medoids", "top_k", False, "the paper's default"),
                                             ("grid_average", "", False, ""), ("top_k", "", False, "")):
-            one = here[(here["method"] == method) & (here["start"] == start) & (here["counts"] == counts)]
-            if len(one) and (method, start, counts) not in named:
-                named.add((method, start, counts))
+            one = here[(here["method"] == method) & (here["init"] == init) & (here["counts"] == counts)]
+            if len(one) and (method, init, counts) not in named:
+                named.add((method, init, counts))
                 text += f"; {name or method} {_percent(one, 'miou')} %"
         if tuple(worst[:3]) not in named:
             text += f"; last is {label(*worst[:3])}, {100 * worst.miou:.1f} %"
@@ -84,7 +84,7 @@ def shown(rows: pd.DataFrame) -> list[tuple[str, str, bool]]:
     points = points[(points["method"] != "plain") & (points["probe"] == "plain")]
     wanted = []
     for method in dict.fromkeys(points["method"]):
-        means = points[points["method"] == method].groupby(["start", "counts"], sort=False)["miou"].mean()
+        means = points[points["method"] == method].groupby(["init", "counts"], sort=False)["miou"].mean()
         first = ("top_k", False) if ("top_k", False) in means.index else means.index[0]
         wanted += [(method, *pair) for pair in dict.fromkeys((first, means.idxmax()) if first[0] else (first,))]
     return wanted
@@ -109,19 +109,19 @@ def trade_off(rows: pd.DataFrame, probe: str, title: str) -> go.Figure:
         figure.add_trace(go.Scatter(
             x=[100], y=[round(100 * plain["miou"].iloc[0], 2)], mode="markers", name="plain model",
             marker=dict(color="#000", symbol="star", size=12), hovertemplate="plain model: %{y:.1f} %<extra></extra>"))
-    for method, start, counts in shown(rows):
-        mine = points[(points["method"] == method) & (points["start"] == start) & (points["counts"] == counts)]
+    for method, init, counts in shown(rows):
+        mine = points[(points["method"] == method) & (points["init"] == init) & (points["counts"] == counts)]
         mine = mine.sort_values("share")
         colour, symbol, *_ = figures.LOOKS.get(method) or figures.PEER_LOOKS.get(method) or ("#000000", "circle")
         figure.add_trace(go.Scatter(
             x=(100 * mine["share"]).round(2).tolist(), y=(100 * mine["miou"]).round(2).tolist(),
-            name=label(method, start, counts), mode="lines+markers",
+            name=label(method, init, counts), mode="lines+markers",
             line=dict(color=colour, dash="solid" if counts else "dot", width=2), marker=dict(symbol=symbol, size=9),
             error_y=dict(type="data", symmetric=False, thickness=1, width=3,
                          array=(100 * (mine["high"] - mine["miou"])).round(2).tolist(),
                          arrayminus=(100 * (mine["miou"] - mine["low"])).round(2).tolist()),
             customdata=np.stack([mine["patch"] * 100, mine["best"] * 100, mine["seeds"]], 1).round(2),
-            hovertemplate=f"<b>{label(method, start, counts)}</b><br>mean IoU %{{y:.1f}} % in pixels, "
+            hovertemplate=f"<b>{label(method, init, counts)}</b><br>mean IoU %{{y:.1f}} % in pixels, "
                           "%{customdata[0]:.1f} % in patches<br>its groups allow %{customdata[1]:.1f} %<br>%{x:.1f} % of "
                           "the computations<br>%{customdata[2]:.0f} seed(s)<extra></extra>"))
     return figure
@@ -133,7 +133,7 @@ _PAINT = np.array([[238, 238, 238], [0, 114, 178], [213, 94, 0], [0, 122, 94], [
 
 
 def painted(image: np.ndarray, answer: np.ndarray, scale_by: int = 3) -> np.ndarray:
-    """A picture in grey under the colours of its classes: (3, H, W) uint8, (H, W) -> (H', W', 3) uint8."""
+    """An image in grey under the colours of its classes: (3, H, W) uint8, (H, W) -> (H', W', 3) uint8."""
     grey = image.mean(0)[..., None]
     mixed = np.rint(0.3 * grey + 0.7 * _PAINT[answer]).astype(np.uint8)
     return mixed.repeat(scale_by, 0).repeat(scale_by, 1)
@@ -148,7 +148,7 @@ def gallery(model: nn.Module, rows: pd.DataFrame, data: Data, count: int = 4) ->
     images, labels, _ = Pebbles(seed=TEST_SEED, size=data.test.x.shape[-1]).batch(range(count))
     truth = data.test.pixels[:count]
     cells: list[list[tuple[str, np.ndarray]]] = [
-        [("the picture", image.transpose(1, 2, 0).repeat(3, 0).repeat(3, 1)), ("the truth", painted(image, mask.numpy()))]
+        [("the image", image.transpose(1, 2, 0).repeat(3, 0).repeat(3, 1)), ("the truth", painted(image, mask.numpy()))]
         for image, mask in zip(images, truth, strict=True)]
     for way in ways:
         pooled = build(model.eval(), way)
@@ -156,7 +156,7 @@ def gallery(model: nn.Module, rows: pd.DataFrame, data: Data, count: int = 4) ->
         answer = to_pixels(fit(pooled, data, way)(features), data.grid, (truth.shape[1], truth.shape[2]))
         right = mean_iou(confusion(truth, answer, len(classes)))
         for cell, image, mask, value in zip(cells, images, answer, right, strict=True):
-            cell.append((f"{100 * float(value):.0f}\u00a0% {label(way.method, way.start, way.counts)}",
+            cell.append((f"{100 * float(value):.0f}\u00a0% {label(way.method, way.init, way.counts)}",
                          painted(image, mask.numpy())))
     key = " ".join(f'<span class=key><i style="background:rgb({r:.0f},{g:.0f},{b:.0f})"></i>{html.escape(name)}</span>'
                    for name, (r, g, b) in zip(classes, _PAINT, strict=False))
@@ -167,7 +167,7 @@ def gallery(model: nn.Module, rows: pd.DataFrame, data: Data, count: int = 4) ->
             f"<span>{html.escape(words)}</span></div>" for words, pixels in cell) + "</div>"
         for i, cell in enumerate(cells))
     return (f"<h2>What the probe sees</h2><p>{saving:.0%} of the computations saved; probes fitted on the pooled features. "
-            f"Below each its mean IoU on this one picture. {key}</p>{strips}")
+            f"Below each its mean IoU on this one image. {key}</p>{strips}")
 
 
 def write_page(path: Path, rows: pd.DataFrame, model: nn.Module, data: Data) -> None:
@@ -176,10 +176,10 @@ def write_page(path: Path, rows: pd.DataFrame, model: nn.Module, data: Data) -> 
     lead = (f"<h1>Dense use: what lies where, from fewer tokens</h1><p>Every patch gets the features of the token that "
             f"stands in for it, after each of the last four blocks of <b>{html.escape(str(first['model']))}</b>; a linear probe turns "
             f"them into {len(TRUTHS[data.truth])} classes ({', '.join(TRUTHS[data.truth])}). The probe was fitted on "
-            f"{first['train_pictures']} scenes of pebbles and measured on {first['pictures']} others; the model was not "
+            f"{first['train_images']} scenes of pebbles and measured on {first['images']} others; the model was not "
             "trained further.</p>" + "".join(f"<p>{html.escape(s)}</p>".replace(" %", "&nbsp;%") for s in sentences) +
-            f"<p class=small>Truth of a patch: what most of its pixels are. Mean IoU over all pictures together; bars are "
-            f"95 % intervals over pictures, widened by seeds. {html.escape(str(first['device']))}, {first['threads']} "
+            f"<p class=small>Truth of a patch: what most of its pixels are. Mean IoU over all images together; bars are "
+            f"95 % intervals over images, widened by seeds. {html.escape(str(first['device']))}, {first['threads']} "
             f"threads; tokenpool {first['tokenpool']}, torch {first['torch']}, timm {first['timm']}; commit "
             f"{first['commit']}, {first['date']}.</p>")
     body = lead + plot("plain", trade_off(rows, "plain", "A probe that knows only the plain model"),
@@ -202,7 +202,7 @@ _STYLE = """.strip{display:flex;flex-wrap:wrap;gap:.55rem}.strip div{width:96px}
 
 def _table(rows: pd.DataFrame) -> str:
     lines = "".join(
-        f"<tr><td>{r.method}<td>{r.start}<td>{'yes' if r.counts else 'no'}<td>{r.saving:.0%}<td>{1e3 * r.gmacs:.1f}"
+        f"<tr><td>{r.method}<td>{r.init}<td>{'yes' if r.counts else 'no'}<td>{r.saving:.0%}<td>{1e3 * r.gmacs:.1f}"
         f"<td>{r.probe}<td>{100 * r.miou:.1f}<td>{100 * r.low:.1f} to {100 * r.high:.1f}<td>{100 * r.best:.1f}"
         f"<td>{100 * r.patch:.1f}<td>{100 * r.patch_best:.1f}<td>{r.seeds:.0f}</tr>" for r in summary(rows).itertuples())
     return ("<h2>All numbers</h2><p class=small>Best: every group of patches says what most of them are, which no probe can "

@@ -18,7 +18,7 @@ LOOKS = {
     "k_means": ("#0072B2", "circle-open", "dash"), "wk_means": ("#0072B2", "circle", "solid"),
     "k_medoids": ("#007A5E", "triangle-up-open", "dash"), "wk_medoids": ("#007A5E", "triangle-up", "solid"),
 }
-#: of the contest's names; what is ours is blue
+#: of the comparison's names; what is ours is blue
 PEER_LOOKS = {
     "tokenpool": ("#0072B2", "circle"), "K-Medoids": ("#0072B2", "circle-open"), "ToMe": ("#D55E00", "square"),
     "ToMe on tokens": ("#D55E00", "square-open"), "ATC": ("#AA4499", "diamond"),
@@ -28,7 +28,7 @@ PEER_LOOKS = {
     "top-K (PoWER-BERT)": ("#555555", "x"), "top-K, class token": ("#555555", "x-open"),
     "grid average": ("#888888", "hexagon-open"), "random": ("#888888", "hexagon"),
 }
-START_LOOKS = {
+INIT_LOOKS = {
     "top_k": ("#D55E00", "square", "solid"), "random": ("#000000", "x", "dot"),
     "farthest_first": ("#007A5E", "triangle-up", "solid"), "k_means_plus_plus": ("#0072B2", "circle", "dash"),
 }
@@ -41,7 +41,7 @@ TEMPLATE = go.layout.Template(layout=dict(
 
 
 def summary(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean over seeds with a 95 % interval: over pictures (Wilson) for one seed, widened by the spread over several."""
+    """Mean over seeds with a 95 % interval: over images (Wilson) for one seed, widened by the spread over several."""
     def one(group: pd.DataFrame) -> pd.Series:
         spread = 1.96 * group["top1"].std(ddof=1) / np.sqrt(len(group)) if len(group) > 1 else 0.0
         mean = group["top1"].mean()
@@ -55,22 +55,22 @@ def summary(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return rows.groupby([*by, "saving"], sort=False)[list(rows.columns)].apply(one).reset_index()
 
 
-def best_start(rows: pd.DataFrame, method: str) -> str:
+def best_init(rows: pd.DataFrame, method: str) -> str:
     """The start with the highest mean top-1 of a method's rows; empty for methods without one."""
-    means = rows[rows["method"] == method].groupby("start")["top1"].mean()
+    means = rows[rows["method"] == method].groupby("init")["top1"].mean()
     return str(means.idxmax()) if len(means) else ""
 
 
-def trade_off(rows: pd.DataFrame, methods: tuple[str, ...], counts: bool, start: str | None, title: str) -> go.Figure:
+def trade_off(rows: pd.DataFrame, methods: tuple[str, ...], counts: bool, init: str | None, title: str) -> go.Figure:
     """Top-1 against computations, a curve per method. `start`: of the clusterings; None: each one's best."""
     plain = rows[rows["method"] == "plain"]
     figure = _empty(title, plain)
     for method in methods:
         mine = rows[(rows["method"] == method) & (rows["counts"] == counts)]
-        if (mine["start"] != "").any():
-            mine = mine[mine["start"] == (start or best_start(mine, method))]
+        if (mine["init"] != "").any():
+            mine = mine[mine["init"] == (init or best_init(mine, method))]
         if len(mine):
-            name = method if not mine["start"].iloc[0] else f"{method}, {mine['start'].iloc[0]} start"
+            name = method if not mine["init"].iloc[0] else f"{method}, {mine['init'].iloc[0]} start"
             _curve(figure, summary(mine, ["method"]), name, LOOKS.get(method, ("#000000", "circle", "solid")))
     return figure
 
@@ -79,10 +79,10 @@ def starts(rows: pd.DataFrame, counts: bool, title: str, method: str = "wk_medoi
     """The paper's Fig. 6: one method from several starts."""
     figure = _empty(title, rows[rows["method"] == "plain"])
     mine = rows[(rows["method"] == method) & (rows["counts"] == counts)]
-    for start, look in START_LOOKS.items():
-        part = mine[mine["start"] == start]
+    for init, look in INIT_LOOKS.items():
+        part = mine[mine["init"] == init]
         if len(part):
-            _curve(figure, summary(part, ["method"]), f"{start} start", look)
+            _curve(figure, summary(part, ["method"]), f"{init} start", look)
     return figure
 
 
@@ -115,14 +115,14 @@ def _curve(figure: go.Figure, points: pd.DataFrame, name: str, look: tuple[str, 
         customdata=np.stack([points["gmacs"] * 1e3, points["error"], points["speed"], points["seeds"]], 1).round(4),
         hovertemplate=f"<b>{name}</b><br>top-1 %{{y:.1f}} %<br>%{{x:.1f}} % of the computations "
                       "(%{customdata[0]:.1f} MMACs)<br>variance lost per pooling %{customdata[1]:.3f}<br>"
-                      "%{customdata[2]:.0f} pictures/s<br>%{customdata[3]:.0f} seed(s)<extra></extra>"))
+                      "%{customdata[2]:.0f} images/s<br>%{customdata[3]:.0f} seed(s)<extra></extra>"))
 
 
-# ---- pictures of clusters (the paper's Fig. 1c) ----
+# ---- images of clusters (the paper's Fig. 1c) ----
 
-def cluster_picture(image: np.ndarray, labels: np.ndarray, grid: tuple[int, int], kept: np.ndarray | None = None,
+def cluster_image(image: np.ndarray, labels: np.ndarray, grid: tuple[int, int], kept: np.ndarray | None = None,
                     scale: int = 2) -> np.ndarray:
-    """The picture as its tokens see it: every group of patches in its mean colour, with outlines between groups.
+    """The image as its tokens see it: every group of patches in its mean colour, with outlines between groups.
 
     Args:
         image: (3, H, W) uint8. labels: (N,) group of every patch.
@@ -136,15 +136,15 @@ def cluster_picture(image: np.ndarray, labels: np.ndarray, grid: tuple[int, int]
     py, px = height // rows, width // cols
     patch_of = (np.arange(height) // py)[:, None] * cols + (np.arange(width) // px)[None, :]
     group = labels[patch_of]
-    picture = image.transpose(1, 2, 0).astype(np.float64)
+    image = image.transpose(1, 2, 0).astype(np.float64)
     if kept is not None:
         stays = kept[patch_of]
-        picture = np.where(stays[..., None], picture, 244.0)
+        image = np.where(stays[..., None], image, 244.0)
     else:
         size = np.bincount(group.ravel())
-        means = np.stack([np.bincount(group.ravel(), picture[..., c].ravel()) for c in range(3)], 1)
-        picture = (means / np.maximum(size, 1)[:, None])[group]
-    big = picture.repeat(scale, 0).repeat(scale, 1)
+        means = np.stack([np.bincount(group.ravel(), image[..., c].ravel()) for c in range(3)], 1)
+        image = (means / np.maximum(size, 1)[:, None])[group]
+    big = image.repeat(scale, 0).repeat(scale, 1)
     line = (kept[patch_of] * (patch_of + 1) if kept is not None else group).repeat(scale, 0).repeat(scale, 1)
     edge = np.zeros(line.shape, bool)
     edge[1:] |= line[1:] != line[:-1]
@@ -162,7 +162,7 @@ def png(pixels: np.ndarray) -> str:
 
 def best_clustering(rows: pd.DataFrame) -> tuple[str, str, bool] | None:
     """(method, start, counts) with the highest mean top-1 among all that have a start."""
-    means = rows[rows["start"] != ""].groupby(["method", "start", "counts"])["top1"].mean()
+    means = rows[rows["init"] != ""].groupby(["method", "init", "counts"])["top1"].mean()
     return means.idxmax() if len(means) else None
 
 
@@ -170,15 +170,15 @@ def glance(rows: pd.DataFrame) -> go.Figure:
     """The central trade-off: scores and chance, the paper's default, and the best clustering measured."""
     figure = _empty("Who keeps the accuracy when tokens must go?", rows[rows["method"] == "plain"])
 
-    def add(method: str, start: str, counts: bool, name: str, look: tuple[str, str, str]) -> None:
-        mine = rows[(rows["method"] == method) & (rows["start"] == start) & (rows["counts"] == counts)]
+    def add(method: str, init: str, counts: bool, name: str, look: tuple[str, str, str]) -> None:
+        mine = rows[(rows["method"] == method) & (rows["init"] == init) & (rows["counts"] == counts)]
         if len(mine):
             _curve(figure, summary(mine, ["method"]), name, look)
 
     best = best_clustering(rows)
     if best is not None:
-        method, start, counts = best
-        add(method, start, counts, f"{method}, {start} start{', carried counts' if counts else ''} (best here)",
+        method, init, counts = best
+        add(method, init, counts, f"{method}, {init} start{', carried counts' if counts else ''} (best here)",
             ("#0072B2", "circle", "solid"))
     add("wk_medoids", "top_k", False, "wk_medoids, top_k start (the paper's default)", LOOKS["wk_medoids"])
     for method in ("grid_average", "random", "top_k"):

@@ -17,9 +17,9 @@ from plotly.subplots import make_subplots
 from tokenpool.data.files import replace_file
 from tokenpool.measure.rows import Timing
 from tokenpool.report.accuracy_page import PAGE, plot
-from tokenpool.report.figures import LOOKS, START_LOOKS, TEMPLATE
+from tokenpool.report.figures import INIT_LOOKS, LOOKS, TEMPLATE
 
-YIELD = ("Yield is speed-up obtained / promised, and promised is plain / pooled multiply-adds, clustering counted in: "
+EFFICIENCY = ("Yield is speed-up obtained / promised, and promised is plain / pooled multiply-adds, clustering counted in: "
          "1.00 means that every multiply-add saved became time. Memory is the peak "
          "over that of what is replaced.")
 _OTHER = ("#000000", "circle", "solid")
@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
 def label(row: Timing) -> str:
     """A method as it is written beside its numbers."""
-    return " ".join([row.name, *([row.start] if row.start else []), *(["+counts"] if row.counts else [])])
+    return " ".join([row.name, *([row.init] if row.init else []), *(["+counts"] if row.counts else [])])
 
 
 def line_of(row: Timing) -> str:
@@ -51,16 +51,16 @@ def line_of(row: Timing) -> str:
 
 def model_table(rows: Sequence[Timing], part: str) -> Table:
     """Whole models ("forward" or "training"): what was promised, what was obtained."""
-    head = ("method", "model", "batch", "MACs", "promised", "obtained (quartiles)", "yield", "pictures/s", "memory",
+    head = ("method", "model", "batch", "MACs", "promised", "obtained (quartiles)", "yield", "images/s", "memory",
             "rounds")
     lines = []
     for row in (r for r in rows if r.part == part):
-        start = (label(row), _setting(row), str(row.batch_size))
+        init = (label(row), _setting(row), str(row.batch_size))
         if not row.rounds:
-            lines.append((*start, f"{row.share:.0%}" if row.share else "-", "-", row.note, "-", "-", "-", "0"))
+            lines.append((*init, f"{row.share:.0%}" if row.share else "-", "-", row.note, "-", "-", "-", "0"))
             continue
-        lines.append((*start, f"{row.share:.0%}", f"{row.promised:.2f}x",
-                      f"{row.obtained:.2f}x ({1 / row.ratio_high:.2f} to {1 / row.ratio_low:.2f})", f"{row.gained:.2f}",
+        lines.append((*init, f"{row.share:.0%}", f"{row.promised:.2f}x",
+                      f"{row.obtained:.2f}x ({1 / row.ratio_high:.2f} to {1 / row.ratio_low:.2f})", f"{row.efficiency:.2f}",
                       f"{row.batch_size / row.seconds:.0f}", _memory(row), str(row.rounds)))
     title = {"forward": "Whole models against the plain model, forward",
              "training": "Whole models against the plain model, a training step"}[part]
@@ -75,12 +75,12 @@ def operator_table(rows: Sequence[Timing]) -> Table:
         score = row.name == "score"
         name = ("score (what it adds)" if score else label(row)) + ("" if row.dtype == "float32" else f" {row.dtype}")
         low, middle, high = (v - score for v in (row.ratio_low, row.ratio, row.ratio_high))
-        start = (name, str(row.kept or "-"), str(row.batch_size), "-" if score else f"{row.share:.3f}")
+        init = (name, str(row.kept or "-"), str(row.batch_size), "-" if score else f"{row.share:.3f}")
         if not row.rounds:
-            lines.append((*start, row.note, "-", "-", "0"))
+            lines.append((*init, row.note, "-", "-", "0"))
             continue
         milliseconds = 1e3 * (row.seconds - score * row.baseline_seconds)
-        lines.append((*start, f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{milliseconds:.2f}", _memory(row),
+        lines.append((*init, f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{milliseconds:.2f}", _memory(row),
                       str(row.rounds)))
     first = next((r for r in rows if r.part == "operators"), None)
     of = f": {first.model}, {first.tokens} tokens" if first else ""
@@ -90,7 +90,7 @@ def operator_table(rows: Sequence[Timing]) -> Table:
 def growth_table(rows: Sequence[Timing]) -> Table:
     """Fitted exponents: time goes as (what is varied) to the power of this."""
     lines = []
-    for vary, word in (("tokens", "tokens N (K = N / 2)"), ("batch_size", "pictures B"), ("kept", "kept tokens K")):
+    for vary, word in (("tokens", "tokens N (K = N / 2)"), ("batch_size", "images B"), ("kept", "kept tokens K")):
         for name, (sizes, seconds) in series(rows, vary).items():
             if len(sizes) > 1:
                 power, error = exponent(sizes, seconds)
@@ -104,7 +104,7 @@ def memory_table(rows: Sequence[Timing]) -> Table:
     lines = []
     for row in (r for r in rows if r.part == "memory"):
         there = f"{row.baseline_peak_mib:.0f}" if row.baseline_peak_mib else "-"
-        lines.append((f"{row.name} ({row.start})", str(row.tokens), str(row.kept), str(row.batch_size),
+        lines.append((f"{row.name} ({row.init})", str(row.tokens), str(row.kept), str(row.batch_size),
                       f"{row.peak_mib:.0f}" if row.rounds else row.note, there, f"{row.ratio:.2f}" if row.rounds else "-"))
     return Table("Memory of a block that pools", ("step", "N", "K", "batch", "peak, MiB", "plain block, MiB", "time / plain"), lines)
 
@@ -203,9 +203,9 @@ def speed_up(rows: Sequence[Timing], title: str) -> go.Figure:
                 error_y=dict(type="data", symmetric=False, thickness=1, width=3,
                              array=[1 / r.ratio_low - r.obtained for r in mine],
                              arrayminus=[r.obtained - 1 / r.ratio_high for r in mine]),
-                customdata=[[r.promised, r.gained, r.batch_size / r.seconds, r.rounds] for r in mine],
+                customdata=[[r.promised, r.efficiency, r.batch_size / r.seconds, r.rounds] for r in mine],
                 hovertemplate=f"<b>{name}</b><br>%{{y:.2f}}x obtained, %{{customdata[0]:.2f}}x promised<br>yield "
-                              "%{customdata[1]:.2f}<br>%{customdata[2]:.0f} pictures/s<br>%{customdata[3]} rounds"
+                              "%{customdata[1]:.2f}<br>%{customdata[2]:.0f} images/s<br>%{customdata[3]} rounds"
                               "<extra></extra>"), row=1, col=column)
     figure.update_xaxes(range=[100 * low, 100 * high], ticksuffix=" %",
                         title=dict(text="multiply-adds, % of the plain model", standoff=8, font_size=14))
@@ -225,16 +225,16 @@ def yields(rows: Sequence[Timing], title: str) -> go.Figure:
         for index, batch in enumerate(batches):
             mine = [r for r in rows if r.model == model and r.batch_size == batch][::-1]
             figure.add_trace(go.Scatter(
-                x=[r.gained for r in mine], y=[_two_lines(r) for r in mine], mode="markers",
+                x=[r.efficiency for r in mine], y=[_two_lines(r) for r in mine], mode="markers",
                 name=f"batch {batch}", legendgroup=str(batch), showlegend=column == 1,
                 marker=dict(symbol=signs[index % len(signs)], size=11,
                             color=("#0072B2", "#D55E00", "#007A5E", "#AA4499", "#000000", "#555555")[index % 6]),
                 error_x=dict(type="data", symmetric=False, thickness=1, width=3,
-                             array=[r.gained * (r.ratio / r.ratio_low - 1) for r in mine],
-                             arrayminus=[r.gained * (1 - r.ratio / r.ratio_high) for r in mine]),
+                             array=[r.efficiency * (r.ratio / r.ratio_low - 1) for r in mine],
+                             arrayminus=[r.efficiency * (1 - r.ratio / r.ratio_high) for r in mine]),
                 customdata=[[r.obtained, r.promised, r.batch_size / r.seconds] for r in mine],
                 hovertemplate="<b>%{y}</b><br>yield %{x:.2f}<br>%{customdata[0]:.2f}x of %{customdata[1]:.2f}x<br>"
-                              "%{customdata[2]:.0f} pictures/s<extra></extra>"), row=1, col=column)
+                              "%{customdata[2]:.0f} images/s<extra></extra>"), row=1, col=column)
         figure.add_vline(x=1, line=dict(color="#767676", width=2, dash="dot"), row=1, col=column)
     figure.update_xaxes(title=dict(text="yield: obtained / promised", standoff=8, font_size=14), rangemode="tozero")
     figure.update_yaxes(showgrid=False)
@@ -311,15 +311,15 @@ def _panels(title: str, names: list[str]) -> go.Figure:
 
 def _look(row: Timing) -> tuple[str, str, str]:
     """A method's own look; a clustering from another start than top-K takes the start's colour and mark."""
-    if row.start and row.start != "top_k":
-        return ("#0072B2", "circle", "solid") if row.counts else START_LOOKS.get(row.start, _OTHER)
+    if row.init and row.init != "top_k":
+        return ("#0072B2", "circle", "solid") if row.counts else INIT_LOOKS.get(row.init, _OTHER)
     if row.name == "wk_means":
         return "#AA4499", "diamond", "dash"            # LOOKS has it in the blue of the start above
     return LOOKS.get(row.name, _OTHER)
 
 
 def _two_lines(row: Timing) -> str:
-    return "<br>".join([row.name, *([f"{row.start}{' +counts' if row.counts else ''}"] if row.start else [])])
+    return "<br>".join([row.name, *([f"{row.init}{' +counts' if row.counts else ''}"] if row.init else [])])
 
 
 # ---- the page ----
@@ -329,7 +329,7 @@ def write_page(path: Path, rows: Sequence[Timing]) -> None:
     parts = ["<h1>Is a saving in computations a saving in time?</h1>"
              "<p>Everything is timed in turns with what it replaces, in rounds of random order; shown are medians of the "
              "ratios, with quartiles. The plain model runs timm's fused attention. Weights are random: they change no time.</p>"
-             f"<p>{YIELD}</p><p class=small>{html.escape(line_of(rows[0]))}.</p>"]
+             f"<p>{EFFICIENCY}</p><p class=small>{html.escape(line_of(rows[0]))}.</p>"]
     for part, words in (("forward", "Fig. 12: speed-up against multiply-adds"), ("training", "A training step")):
         mine = [r for r in rows if r.part == part and r.rounds]
         if mine:
@@ -363,7 +363,7 @@ def _whole_models(part: str, rows: list[Timing]) -> str:
 
 
 def _see_speed(rows: list[Timing]) -> str:
-    best, worst = max(rows, key=lambda r: r.gained), min(rows, key=lambda r: r.gained)
+    best, worst = max(rows, key=lambda r: r.efficiency), min(rows, key=lambda r: r.efficiency)
     return (f"On the dotted curve every multiply-add saved would be time saved. Nearest to it or above: {label(best)} at "
             f"{best.share:.0%} of the multiply-adds, {best.obtained:.2f}x of {best.promised:.2f}x. Farthest: {label(worst)} at "
             f"{worst.share:.0%}, {worst.obtained:.2f}x of {worst.promised:.2f}x. Bars are quartiles over rounds.")
@@ -385,7 +385,7 @@ def _operators(rows: Sequence[Timing]) -> str:
 def _growth(rows: Sequence[Timing]) -> list[str]:
     parts = []
     for vary, title, across in (("tokens", "Time against tokens, K = N / 2", "tokens N"),
-                                ("batch_size", "Time against pictures", "pictures B"),
+                                ("batch_size", "Time against images", "images B"),
                                 ("kept", "Time against kept tokens", "kept tokens K")):
         if series(rows, vary):
             see = ("An exponent of 1 doubles the time when the size doubles, 2 makes it four times as long. "

@@ -1,6 +1,6 @@
 """One sentence per claim of the paper: holds here, does not hold here, not tested here. Computed from the rows.
 
-"Here" is a small model on synthetic pictures without finetuning. Most claims of the paper are about finetuned models
+"Here" is a small model on synthetic images without finetuning. Most claims of the paper are about finetuned models
 on ImageNet; where that is the claim, the sentence says so and gives what can be said.
 """
 
@@ -59,8 +59,8 @@ def _fully_connected() -> Verdict:
                    f"DeiT-S {shares['small']['fully_connected']:.1%} and {shares['small']['attention']:.1%}.")
 
 
-def _points(rows: pd.DataFrame, method: str, start: str) -> pd.DataFrame | None:
-    mine = rows[(rows["method"] == method) & (rows["start"] == start)]
+def _points(rows: pd.DataFrame, method: str, init: str) -> pd.DataFrame | None:
+    mine = rows[(rows["method"] == method) & (rows["init"] == init)]
     return summary(mine, ["method"]).set_index("saving") if len(mine) else None
 
 
@@ -71,7 +71,7 @@ def _order(rows: pd.DataFrame, methods: tuple[str, str], starts: tuple[str, str]
         return Verdict(claim, UNTESTED, "These methods were not measured in this run.")
     both = a.add_suffix("_a").join(b.add_suffix("_b"), how="inner")
     gap = both["top1_a"] - both["top1_b"]
-    # intervals of the two shares, combined; pictures are the same, so this errs on the careful side
+    # intervals of the two shares, combined; images are the same, so this errs on the careful side
     noise = ((both["top1_a"] - both["low_a"]) ** 2 + (both["high_b"] - both["top1_b"]) ** 2) ** 0.5
     above, below = int((gap > noise).sum()), int((-gap > noise).sum())
     if above and not below:
@@ -111,16 +111,16 @@ def _retains(rows: pd.DataFrame) -> Verdict:
     if not len(part):
         return Verdict(claim, UNTESTED, "wk_medoids was not measured in this run.")
     saving = min(part["saving"].unique(), key=lambda s: abs(s - 0.42))
-    at = part[part["saving"] == saving].groupby(["start", "counts"])["top1"].mean()
+    at = part[part["saving"] == saving].groupby(["init", "counts"])["top1"].mean()
     paper = at.get(("top_k", False))
-    best, (start, counts) = at.max(), at.idxmax()
+    best, (init, counts) = at.max(), at.idxmax()
     lost = None if paper is None else plain - paper
     verdict = UNTESTED if lost is None else HOLDS if lost < 0.02 else FAILS
     if verdict == FAILS and plain - best < 0.02:
         verdict = "holds here only with another start"
     told = "" if paper is None else f"the paper's top-K start leaves {100 * paper:.1f} %, "
     return Verdict(claim, verdict, f"At {saving:.0%} fewer computations, of {100 * plain:.1f} %: {told}"
-                   f"the {start} start{' with carried counts' if counts else ''} {100 * best:.1f} %.")
+                   f"the {init} start{' with carried counts' if counts else ''} {100 * best:.1f} %.")
 
 
 def _grid(rows: pd.DataFrame) -> Verdict:

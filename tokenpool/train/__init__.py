@@ -1,4 +1,4 @@
-"""Everything with files and clocks: pictures, training, measuring, rows, figures, pages."""
+"""Everything with files and clocks: images, training, measuring, rows, figures, pages."""
 
 
 class Stop(Exception):

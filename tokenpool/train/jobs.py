@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tokenpool.data.datasets import Pictures, open_data
+from tokenpool.data.datasets import Images, open_data
 from tokenpool.data.files import replace_file
 from tokenpool.data.weights import fingerprint, load_into, load_model, shipped_weights
 from tokenpool.measure.accuracy import device_name, score
@@ -76,7 +76,7 @@ def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:
         return PatchMergerViT(vit, saving=job.saving)
     schedule = list(load_schedule(job.schedule, results)) if job.schedule else None
     return PooledViT(vit, schedule, saving=None if schedule else job.saving, seed=job.seed,
-                     **options_of(job.system, job.start, job.counts))
+                     **options_of(job.system, job.init, job.counts))
 
 
 def base_weights(preset: Preset, job: Job, results: Path) -> Path:
@@ -90,20 +90,20 @@ def base_weights(preset: Preset, job: Job, results: Path) -> Path:
 
 
 def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] | None = None,
-        data: str | None = None, pictures: int | None = None, checkpoint: Path | None = None, device: str | None = None,
+        data: str | None = None, images: int | None = None, checkpoint: Path | None = None, device: str | None = None,
         tell: Tell | None = None, say: Callable[[str], None] = print, checkpoint_seconds: float = 60.0,
         checkpoint_steps: int = 0, tensorboard: bool = True, max_steps: int | None = None) -> list[Row]:
     """Run one job to its end, or on from where it was stopped, and return its rows (none for a search).
 
     Args:
-        settings: recipe fields to change, as text. data: another place of the same data. pictures: train on fewer.
+        settings: recipe fields to change, as text. data: another place of the same data. images: train on fewer.
         checkpoint: base weights from a file.
         max_steps: a dry run of so many steps, in a folder that is thrown away; nothing is measured or kept.
     """
     preset = load_preset(job.preset)
     recipe = replace(preset.recipe(job.step), seed=job.seed).changed(settings or {})
     folder = results / preset.name / job.name
-    identity = {"job": asdict(job), "recipe": asdict(recipe), "pictures": pictures}
+    identity = {"job": asdict(job), "recipe": asdict(recipe), "images": images}
     card_file = folder / "card.json"
     if card_file.exists():
         card = json.loads(card_file.read_text())
@@ -122,25 +122,25 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     target = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     where = data or preset.data
     if data is None and where.startswith(".") and not Path(where).is_dir():
-        raise FileNotFoundError(f"The pictures of preset {preset.name} are not at {where}. Say where they are with "
+        raise FileNotFoundError(f"The images of preset {preset.name} are not at {where}. Say where they are with "
                                 "--data FOLDER; the README says what they are.")
-    check: Pictures | None = None
+    check: Images | None = None
     rows: list[Row] = []
     main = is_main()
     if not main:
         say = _silent
     if job.step != "search" and main:
-        check = open_data(where, vit, preset.val_pictures, preset.val_split)
+        check = open_data(where, vit, preset.val_images, preset.val_split)
         if job.step == "finetune" and job.pools and max_steps is None:
             # DynamicViT's predictors and convolutions are random before training: nothing to measure there
             rows.append(_measure(system.to(target).eval(), job, preset, recipe, check, "untouched", target))
     cost = macs(system)
     say(f"{job.name}: {cost}")
     if max_steps is not None:
-        _dry_run(vit, system, where, recipe, preset, pictures, cpu, max_steps, say)
+        _dry_run(vit, system, where, recipe, preset, images, cpu, max_steps, say)
         return []
 
-    count = pictures or (preset.train_pictures if job.step == "base" else preset.finetune_pictures)
+    count = images or (preset.train_images if job.step == "base" else preset.finetune_images)
     cache = results / "cache"
     system = fit(system,
                  lambda rank, world: open_train(where, vit, recipe, preset.train_split, count, rank, world, cache),
@@ -178,23 +178,23 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     return rows
 
 
-def _dry_run(vit: nn.Module, system: Any, where: str, recipe: Recipe, preset: Preset, pictures: int | None,
+def _dry_run(vit: nn.Module, system: Any, where: str, recipe: Recipe, preset: Preset, images: int | None,
              cpu: bool, steps: int, say: Callable[[str], None]) -> None:
     """One batch read and one step taken, as the real run would: what is wrong shows now and not after a day."""
     shapes: list[str] = []
     system.register_forward_pre_hook(lambda module, args: shapes.append(str(tuple(args[0].shape))))
     with tempfile.TemporaryDirectory() as folder:
-        fit(system, lambda rank, world: open_train(where, vit, recipe, preset.train_split, pictures, rank, world),
+        fit(system, lambda rank, world: open_train(where, vit, recipe, preset.train_split, images, rank, world),
             recipe, Path(folder), {}, tensorboard=False, cpu=cpu, max_steps=steps)
         if not is_main():
             return
         with (Path(folder) / "metrics.csv").open(newline="") as file:
             last = list(csv.DictReader(file))[-1]
-    seen = f" on pictures {shapes[0]}" if shapes else ""
+    seen = f" on images {shapes[0]}" if shapes else ""
     say(f"dry run: {steps} step{seen}, loss {float(last['loss']):.3f}; nothing was kept")
 
 
-def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Pictures, stage: str,
+def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Images, stage: str,
              device: torch.device) -> Row:
     system.eval()
     draws = isinstance(system, PooledViT) and system.draws
@@ -203,7 +203,7 @@ def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Pictu
     pooled = stage != "base" and job.pools
     return Row(
         key=key_of(job=job.name, preset=preset.name, stage=stage), method=job.system,
-        start=job.start or (pooling.start_name() or "" if pooled else ""), output=pooling.output_name if pooled else "",
+        init=job.init or (pooling.init_name() or "" if pooled else ""), output=pooling.output_name if pooled else "",
         counts=pooled and system.carry_counts, saving=job.saving, seed=job.seed,
         schedule=" ".join(map(str, system.schedule or ())), **measured, batch_size=check.batch_size,
         model=f"{preset.name}/{job.model}", weights=fingerprint(system),

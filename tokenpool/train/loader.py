@@ -1,6 +1,6 @@
-"""Pictures to learn from, so that a stopped run can go on in the middle of an epoch and many processes can share one.
+"""Images to learn from, so that a stopped run can go on in the middle of an epoch and many processes can share one.
 
-Which pictures step s uses, in which order and how each is augmented is a function of (seed, step) alone: nothing about
+Which images step s uses, in which order and how each is augmented is a function of (seed, step) alone: nothing about
 the loader has to be saved, and two processes see together what one process with the doubled batch sees. Streams
 (WebDataset, Hugging Face) are dealt out by timm's readers instead: a resumed epoch reads past what it has seen.
 """
@@ -51,8 +51,8 @@ def seeded(*parts: object) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class TrainPictures(Dataset):
-    """Items by key (epoch, index, copy): the same key gives the same augmented picture, whoever asks."""
+class TrainImages(Dataset):
+    """Items by key (epoch, index, copy): the same key gives the same augmented image, whoever asks."""
 
     def __init__(self, source: Any, transform: Any, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
@@ -62,20 +62,20 @@ class TrainPictures(Dataset):
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
         epoch, index, copy = key
-        picture, label = self.source[index]
+        image, label = self.source[index]
         with seeded(self.seed, epoch, index, copy):
-            return self.transform(picture), int(label)
+            return self.transform(image), int(label)
 
 
 class Feed:
     """Batches of a data set with random access, from any step on."""
 
-    def __init__(self, data: TrainPictures, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, data: TrainImages, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
         self.data, self.recipe, self.rank, self.world = data, recipe, rank, world
         self.part = _part(recipe, world)
         if len(data) < recipe.batch_size:
-            raise ValueError(f"{len(data)} pictures do not fill a batch of {recipe.batch_size}. "
-                             f"Use --set batch_size={max(1, len(data) // 4)} or more pictures.")
+            raise ValueError(f"{len(data)} images do not fill a batch of {recipe.batch_size}. "
+                             f"Use --set batch_size={max(1, len(data) // 4)} or more images.")
         self.steps_per_epoch = len(data) // recipe.batch_size
 
     def _keys(self, epoch: int) -> list[tuple[int, int, int]]:
@@ -98,8 +98,8 @@ class Feed:
                     keys, epoch_of_keys = self._keys(epoch), epoch
                 whole = keys[within * batch:(within + 1) * batch]
                 for piece in range(accumulate):
-                    start = (piece * self.world + self.rank) * self.part
-                    yield whole[start:start + self.part]
+                    init = (piece * self.world + self.rank) * self.part
+                    yield whole[init:init + self.part]
                 step += 1
 
         workers = self.recipe.workers
@@ -114,10 +114,10 @@ class StreamFeed:
     def __init__(self, data: Any, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
         self.data, self.recipe, self.rank = data, recipe, rank
         self.part = _part(recipe, world)
-        pictures = len(data)
-        self.steps_per_epoch = pictures // recipe.batch_size
+        images = len(data)
+        self.steps_per_epoch = images // recipe.batch_size
         if self.steps_per_epoch < 1:
-            raise ValueError(f"The stream's {pictures} pictures do not fill a batch of {recipe.batch_size}.")
+            raise ValueError(f"The stream's {images} images do not fill a batch of {recipe.batch_size}.")
 
     def micro_batches(self, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, within = divmod(first_step, self.steps_per_epoch)
@@ -132,7 +132,7 @@ class StreamFeed:
                 batch = next(batches, None)
                 if batch is None:
                     raise ValueError(f"The stream ended after {number} of {wanted} batches of epoch {epoch + 1}. "
-                                     "Its stated number of pictures is too large, or there are fewer shards than "
+                                     "Its stated number of images is too large, or there are fewer shards than "
                                      "reading processes.")
                 if number >= within * self.recipe.accumulate:
                     yield batch
@@ -140,7 +140,7 @@ class StreamFeed:
 
 
 class _Epoch(IterableDataset):
-    """One epoch of a stream, each picture augmented by its place in it."""
+    """One epoch of a stream, each image augmented by its place in it."""
 
     def __init__(self, data: Any, seed: int, epoch: int, rank: int) -> None:
         self.data, self.key = data, (seed, epoch, rank)
@@ -170,7 +170,7 @@ def _part(recipe: Recipe, world: int) -> int:
 
 def open_train(name: str, model: nn.Module, recipe: Recipe, split: str = "train", count: int | None = None,
                rank: int = 0, world: int = 1, cache: Path | None = None) -> Feed | StreamFeed:
-    """Pictures by name, as `open_data` knows them, augmented by the recipe.
+    """Images by name, as `open_data` knows them, augmented by the recipe.
 
     Args:
         model: a timm model; its configuration gives size, mean and std.
@@ -189,12 +189,12 @@ def open_train(name: str, model: nn.Module, recipe: Recipe, split: str = "train"
         transform = _timm_transform(model, recipe)
     if isinstance(source, IterableDataset):
         if count is not None:
-            raise ValueError("A stream cannot be cut short by a number of pictures. Name fewer shards.")
+            raise ValueError("A stream cannot be cut short by a number of images. Name fewer shards.")
         source.transform = transform
         return StreamFeed(source, recipe, rank, world)
     if name != "pebbles" and count is not None and count < len(source):
         source = torch.utils.data.Subset(source, datasets.spread(len(source), count))
-    return Feed(TrainPictures(source, transform, recipe.seed), recipe, rank, world)
+    return Feed(TrainImages(source, transform, recipe.seed), recipe, rank, world)
 
 
 def _timm_transform(model: nn.Module, recipe: Recipe) -> Any:

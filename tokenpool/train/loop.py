@@ -2,7 +2,7 @@
 
     fit(system, feed, recipe, folder)           # one process, or as many as torchrun or accelerate launch started
 
-Every step is a function of the weights, the optimiser's state and (seed, step): the pictures, their augmentation and
+Every step is a function of the weights, the optimiser's state and (seed, step): the images, their augmentation and
 the drop path are drawn from that alone. So a checkpoint holds tensors and a step number, and a run that was killed goes
 on to the same result, bit for bit on a CPU.
 """
@@ -77,7 +77,7 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
     """Train `system` in place and return it with its final weights (the moving average, where the recipe keeps one).
 
     Args:
-        feed: (rank, world) -> the pictures of that process.
+        feed: (rank, world) -> the images of that process.
         folder: metrics.csv, the checkpoint and TensorBoard's file go here; a checkpoint found here is gone on from.
         identity: what the run is (job, recipe); a checkpoint of another run is refused.
         tell: called with (what is going on, steps done, steps in all) on the main process.
@@ -93,8 +93,8 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
     accelerator = Accelerator(mixed_precision=recipe.precision, cpu=cpu,
                               gradient_accumulation_steps=1)     # parts of a batch are counted here, not there
     rank, world = accelerator.process_index, accelerator.num_processes
-    pictures = feed(rank, world)
-    total = max(1, round(recipe.epochs * pictures.steps_per_epoch))
+    images = feed(rank, world)
+    total = max(1, round(recipe.epochs * images.steps_per_epoch))
     last = total if max_steps is None else min(total, max_steps)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
     criterion = SoftTargetCrossEntropy() if mixes else LabelSmoothingCrossEntropy(recipe.smoothing)
     objective = Objective(system, criterion)
     optimizer = torch.optim.AdamW(_parameter_groups(system, recipe), lr=recipe.lr)
-    warm = round(recipe.warmup_epochs * pictures.steps_per_epoch)
+    warm = round(recipe.warmup_epochs * images.steps_per_epoch)
     rate = CosineLRScheduler(optimizer, t_initial=max(1, total - warm), lr_min=recipe.min_lr, warmup_t=warm,
                              warmup_lr_init=recipe.warmup_lr, warmup_prefix=True, t_in_epochs=False)
     system.to(accelerator.device)
@@ -123,13 +123,13 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
 
     every = checkpoint_steps
     if world > 1 and not every:                                # clocks differ between machines; step numbers do not
-        every = max(1, pictures.steps_per_epoch // 4)
+        every = max(1, images.steps_per_epoch // 4)
     started = saved = time.perf_counter()
     bad = torch.zeros((), device=accelerator.device)
     sums: dict[str, Tensor] = {}
     with _Metrics(folder, first, tensorboard and accelerator.is_main_process, accelerator.is_main_process) as metrics, \
             _other_process_ended(world, folder):
-        parts = pictures.micro_batches(first)
+        parts = images.micro_batches(first)
         window, since = time.perf_counter(), first
         for step in range(first, last):
             system.train()
@@ -162,7 +162,7 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
                     raise Stop(_nan_message(folder, recipe, done, saver.step))
                 now = time.perf_counter()
                 means = {k: float(accelerator.reduce(v / (done - since), reduction="mean")) for k, v in sums.items()}
-                row = {"step": done, "epoch": round(done / pictures.steps_per_epoch, 4), "loss": means["loss"],
+                row = {"step": done, "epoch": round(done / images.steps_per_epoch, 4), "loss": means["loss"],
                        "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm),
                        "images_per_second": (done - since) * recipe.batch_size / (now - window),
                        "seconds": spent + now - started}

@@ -15,8 +15,8 @@ _CLUSTERINGS = tuple(name for name, m in METHODS.items() if m.kind == "clusterin
 
 
 def _finetune(preset: Preset, seeds: int, systems: Iterable[str], models: Iterable[str] | None = None,
-              start: str = "top_k", counts: bool = False, **more: str | bool) -> list[Job]:
-    return [Job(preset.name, "finetune", model, system, start if system in _CLUSTERINGS else "", counts,
+              init: str = "top_k", counts: bool = False, **more: str | bool) -> list[Job]:
+    return [Job(preset.name, "finetune", model, system, init if system in _CLUSTERINGS else "", counts,
                 0.0 if system == "plain" else saving, seed=seed, **more)                  # type: ignore[arg-type]
             for model in models or [next(iter(preset.models))]
             for seed in range(seeds)
@@ -54,8 +54,8 @@ FIGURES: dict[str, tuple[str, Callable[[Preset, int], list[Job]]]] = {
            lambda p, s: _finetune(p, s, ("top_k", "importance", "importance_with_replacement", "random"))),
     "5b": ("clustering algorithms", lambda p, s: _finetune(p, s, _CLUSTERINGS)),
     "6": ("starts of WK-Medoids",
-          lambda p, s: [j for start in ("top_k", "random", "farthest_first")
-                        for j in _finetune(p, s, ("wk_medoids",), start=start)]),
+          lambda p, s: [j for init in ("top_k", "random", "farthest_first")
+                        for j in _finetune(p, s, ("wk_medoids",), init=init)]),
     "8": ("convolution and average on the grid",
           lambda p, s: _finetune(p, s, ("wk_medoids", "grid_average")) + _finetune(p, 1, ("convolution",))),
     "10": ("normalised keys and queries", _fig10),
@@ -63,7 +63,7 @@ FIGURES: dict[str, tuple[str, Callable[[Preset, int], list[Job]]]] = {
            lambda p, s: _finetune(p, s, ("top_k", "wk_medoids"), [m for m in p.models if m in ("e252", "e318")])),
     "search": ("schedules found by soft masks against geometric ones", _searched),
     "counts": ("farthest-first start and carried counts (not in the paper)",
-               lambda p, s: _finetune(p, s, ("wk_medoids", "k_means"), start="farthest_first", counts=True)),
+               lambda p, s: _finetune(p, s, ("wk_medoids", "k_means"), init="farthest_first", counts=True)),
     "peers": ("what others do, and what we recommend off the shelf (not in the paper)",
               lambda p, s: _finetune(p, s, ("tokenpool", "ToMe", "ATC", "EViT", "patch_merger"))),
 }
@@ -72,7 +72,7 @@ ONE_BASE = ("1b", "3b", "5a", "5b", "6", "8", "search", "counts", "peers")
 #: figures that need no run of their own, and why
 WITHOUT_RUNS = {
     "7": "public weights, evaluated with: tokenpool reproduce --model deit_small_patch16_224 --pretrained --data ...",
-    "9": "every finetuning measures its system untouched first", "12": "pictures per second stand in every row",
+    "9": "every finetuning measures its system untouched first", "12": "images per second stand in every row",
 }
 
 

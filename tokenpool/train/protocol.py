@@ -92,6 +92,6 @@ def _draw_once(plan: Sequence[Job], results: Path) -> None:
     """Pebbles go into the cache before the workers start, or each would draw them."""
     preset = load_preset(plan[0].preset)
     for step in sorted({job.step for job in plan}):
-        count = preset.train_pictures if step == "base" else preset.finetune_pictures
+        count = preset.train_images if step == "base" else preset.finetune_images
         open_train(preset.data, jobs.build_base(preset, plan[0]), preset.recipe(step), count=count,
                    cache=results / "cache")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tokenpool.core.methods import METHODS, STARTS, one_of
+from tokenpool.core.methods import INITS, METHODS, one_of
 from tokenpool.models.published import TRAINABLE
 
 STEPS = ("base", "search", "finetune")
@@ -27,7 +27,7 @@ SYSTEMS = {
 class Recipe:
     """How to train. Defaults are DeiT's (Touvron et al. 2021; P) with the paper's 300 epochs left to the preset."""
 
-    epochs: float                       # passes over the training pictures
+    epochs: float                       # passes over the training images
     batch_size: int                     # of one optimiser step, over all processes and accumulated parts together
     lr: float                           # peak; DeiT: 5e-4 x batch / 512
     warmup_epochs: float = 5.0          # linear, from warmup_lr: AdamW's second moments are noise at first
@@ -40,16 +40,16 @@ class Recipe:
     cutmix: float = 1.0                 # alpha of cutmix; 0: none
     drop_path: float = 0.1              # share of residual branches left out, rising with depth
     augment: str = "timm"               # "timm": the four lines below; "pebbles": what leaves a material what it is
-    crop: float = 0.08                  # smallest share of the picture's area that a random crop keeps
+    crop: float = 0.08                  # smallest share of the image's area that a random crop keeps
     color_jitter: float = 0.4           # only without rand_augment, as in timm
     # DeiT's m9-mstd0.5-inc1 with the draw capped at 9: above, timm asks Pillow for 0-bit posterising, which it refuses
     rand_augment: str = "rand-m9-mstd0.5-mmax9-inc1"
     erasing: float = 0.25               # probability of erasing a rectangle
-    repeats: int = 1                    # repeated augmentation: copies of a picture in one epoch (DeiT: 3)
+    repeats: int = 1                    # repeated augmentation: copies of an image in one epoch (DeiT: 3)
     ema: float = 0.0                    # decay of the moving average of the weights that is the result; 0: none
     precision: str = "no"               # "no" (float32) or "bf16"; bf16 has float32's range, so no loss scaling
     accumulate: int = 1                 # parts of a batch, where it does not fit the memory at once
-    workers: int = 0                    # processes that read pictures, per training process
+    workers: int = 0                    # processes that read images, per training process
     seed: int = 0                       # weights, order, augmentation, drop path
     mask_lr: float = 0.0                # search only: own, larger rate of the soft masks (PoWER-BERT; P)
 
@@ -86,7 +86,7 @@ class Job:
     step: str                       # "base", "search" or "finetune"
     model: str                      # a name of the preset's models
     system: str = "plain"           # a pooling method, or a name of SYSTEMS or of contenders.TRAINABLE
-    start: str = ""                 # of a clustering
+    init: str = ""                 # of a clustering
     counts: bool = False            # carried counts
     saving: float = 0.0             # share of the multiply-adds to save, clustering counted in
     schedule: str = ""              # name of a found schedule, in place of `saving`
@@ -100,10 +100,10 @@ class Job:
     def __post_init__(self) -> None:
         one_of("step", self.step, STEPS, "")
         one_of("system", self.system, (*METHODS, *SYSTEMS, *TRAINABLE), "See tokenpool.method_names().")
-        if self.start:
-            one_of("start", self.start, STARTS, "See tokenpool.init_names().")
+        if self.init:
+            one_of("init", self.init, INITS, "See tokenpool.init_names().")
         clustering = self.system in METHODS and METHODS[self.system].kind == "clustering"
-        if self.start and not clustering:
+        if self.init and not clustering:
             raise ValueError(f"{self.system} does not start anywhere. Leave --start out.")
         if self.counts and self.system not in METHODS:
             raise ValueError(f"{self.system} carries no counts, or has its own options. Leave --counts out.")
@@ -137,7 +137,7 @@ class Job:
             return "-".join(filter(None, ("base", self.model, self.qk, self.alpha, f"s{self.seed}")))
         size = f"lambda{self.penalty:g}" if self.step == "search" else self.schedule or (
             f"save{100 * self.saving:g}" if self.saving else "")
-        parts = (self.step, self.model, self.qk, self.alpha, "" if self.step == "search" else self.system, self.start,
+        parts = (self.step, self.model, self.qk, self.alpha, "" if self.step == "search" else self.system, self.init,
                  "counts" if self.counts else "", "distill" if self.distill else "", size,
                  f"b{self.base_seed}" if self.base_seed else "", f"s{self.seed}")
         return "-".join(filter(None, parts))
@@ -173,9 +173,9 @@ class Preset:
     penalties: tuple[float, ...]        # lambda of the search: the knob that moves along the curve
     budgets: tuple[float, ...]          # shares of the multiply-adds to save
     expects: str
-    train_pictures: int | None = None   # None: all of the split
-    finetune_pictures: int | None = None
-    val_pictures: int | None = None
+    train_images: int | None = None   # None: all of the split
+    finetune_images: int | None = None
+    val_images: int | None = None
     shipped: Mapping[str, str] = dataclasses.field(default_factory=dict)   # base run -> its weights under data/
 
     def recipe(self, step: str) -> Recipe:

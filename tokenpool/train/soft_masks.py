@@ -43,7 +43,7 @@ class SoftMaskViT(nn.Module):
         self.masks = nn.Parameter(torch.ones(len(self.vit.blocks), self.vit.patch_embed.num_patches))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (batch, channels, height, width) -> logits (batch, classes), tokens scaled and none removed."""
+        """Images (batch, channels, height, width) -> logits (batch, classes), tokens scaled and none removed."""
         vit, prefix = self.vit, self.vit.num_prefix_tokens
         x = vit.norm_pre(vit._pos_embed(vit.patch_embed(x)))
         for block, mask in zip(vit.blocks, self.masks, strict=True):

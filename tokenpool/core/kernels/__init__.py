@@ -5,7 +5,7 @@ A kernel is a module with clustering.py's six heavy functions: `pairwise`, `fart
 
     plain     PyTorch, any device; what is traced, exported and read
     numba     compiled loops on the CPU; with the optional package numba
-    triton    one program a picture on CUDA; with the package triton, which comes with PyTorch on Linux
+    triton    one program an image on CUDA; with the package triton, which comes with PyTorch on Linux
 """
 
 from __future__ import annotations

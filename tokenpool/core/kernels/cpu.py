@@ -8,7 +8,7 @@ After the one matrix product of `pairwise`, nothing here multiplies matrices:
 - K-Means needs no means on the way. With masses w and W their sum, the squared distance of token i to the mean of a
   cluster is   sum_m w_m d_im / W  -  sum_ml w_m w_l d_ml / (2 W²),   m and l its members (expand the squares; C).
 
-One thread: for 16 pictures of 196 tokens the loops take about a millisecond, the matrix product six. A second thread
+One thread: for 16 images of 196 tokens the loops take about a millisecond, the matrix product six. A second thread
 was tried and cost more than it saved, because PyTorch's own threads go on spinning for a while after every product.
 Letters as in clustering.py: B sets, N tokens, K clusters, C channels.
 """

@@ -1,7 +1,7 @@
 """clustering.py on CUDA (Triton): one program an image, no host in between, shapes known in advance.
 
 A K-Medoids pooling is three launches: distances, then start and all rounds, then the means, which carry a gradient.
-The distance matrix of a picture is read by one program only, so it stays in the caches next to it. A round reads tiles
+The distance matrix of an image is read by one program only, so it stays in the caches next to it. A round reads tiles
 of it: the K rows of the medoids to assign, all rows to find the best member of each cluster.
 
 Bottom-up clustering is one launch for all its steps, which look at rows of N distances each, and one for the medoids.
@@ -110,7 +110,7 @@ def _improve(d, mass, medoids, labels, cost, N, K, ROWS: tl.constexpr, COLUMNS: 
 @triton.jit
 def _cluster(d, mass, first, medoids, labels, cost, N, K, n_iter, GROW: tl.constexpr, WHOLE: tl.constexpr,
              ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """One picture: a farthest-first start if it is to GROW (from token `first`), then n_iter rounds."""
+    """One image: a farthest-first start if it is to GROW (from token `first`), then n_iter rounds."""
     b = tl.program_id(0).to(tl.int64)
     d += b * N * N
     mass += b * N
@@ -137,7 +137,7 @@ def _cluster(d, mass, first, medoids, labels, cost, N, K, n_iter, GROW: tl.const
 @triton.jit
 def _join_up(d, mass, gap, low_of, near_of, head_of, N, K, LINKAGE: tl.constexpr, WHOLE: tl.constexpr,
              ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """One picture, bottom up. Every cluster knows its nearest (near, low), which a join changes for few of them.
+    """One image, bottom up. Every cluster knows its nearest (near, low), which a join changes for few of them.
 
     Writes gap, what lies between two clusters (inf for those that are gone), and each token's first companion."""
     b = tl.program_id(0).to(tl.int64)
@@ -211,7 +211,7 @@ def _best_members(d, mass, medoids, labels, cost, N, K, ROWS: tl.constexpr, COLU
 
 @triton.jit
 def _average(x, labels, mass, means, totals, N, K, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    """ROWS means of one picture, WIDE channels of them. A cluster without mass gets its plain mean."""
+    """ROWS means of one image, WIDE channels of them. A cluster without mass gets its plain mean."""
     b, k, c = tl.program_id(2).to(tl.int64), tl.program_id(0) * ROWS, tl.program_id(1) * WIDE
     k, c = k + tl.arange(0, ROWS), c + tl.arange(0, WIDE)
     labels += b * N

@@ -19,7 +19,7 @@ FILES = Path(__file__).with_name("page")
 #: notebook -> its name, and what its explorer answers. K per layer comes first: it holds what the others take apart
 EXPLORERS = {
     "05": ("K per layer", "A budget pays for so many tokens in all. After which block should the others go?"),
-    "00": ("Start here", "If only a quarter of a picture's tokens may stay, what is lost first?"),
+    "00": ("Start here", "If only a quarter of an image's tokens may stay, what is lost first?"),
     "01": ("Where the compute goes", "Why do fewer tokens save more than cheaper attention?"),
     "02": ("Attention smooths", "Why do tokens repeat one another?"),
     "03": ("Reconstruction error", "Which K tokens speak for all?"),

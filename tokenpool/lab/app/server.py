@@ -35,7 +35,7 @@ from tokenpool.lab.app.gallery import FILES, chosen
 
 VISITORS = 8                # pages at a time: each is a Python process with a model in it, about a gigabyte
 IDLE = 15 * 60              # seconds after which the process of a page goes that was left without a goodbye
-MESSAGE = 16 * 2**20        # bytes a page may send at once: a picture of 5 MB, written out in letters, and some room
+MESSAGE = 16 * 2**20        # bytes a page may send at once: an image of 5 MB, written out in letters, and some room
 #: what of Voila's addresses stays; folders, files, themes of other packages and the list of notebooks go
 KEPT = ("/api/kernels/", "/voila/static/", "/voila/templates/", "/voila/labextensions/", "/voila/api/themes/",
         "/voila/api/shutdown/", "/login", "/logout")

@@ -40,7 +40,7 @@ from tokenpool.lab.kit.session import pebbles, shipped_vit
 from tokenpool.lab.widgets.controls import Choice, Number, Switch, Upload
 from tokenpool.lab.widgets.explorer import Explorer
 from tokenpool.models.vit import TraceStep, model_shape
-from tokenpool.report.figures import cluster_picture, png
+from tokenpool.report.figures import cluster_image, png
 
 Ks = tuple[int, ...]
 N, DEPTH = 64, 6                        # patch tokens and blocks of the model that ships
@@ -48,30 +48,30 @@ POOLING = DEPTH - 1                     # blocks that pool: a cut after the last
 HAND, BUDGET = "by hand", "geometric, for the budget below"
 OWN, NOBODY = "your own", "nothing"
 OUTPUTS = {"the method's own": "", "medoid": "medoid", "mean": "mean", "weighted mean": "weighted_mean"}
-_GAP = 34                               # between two rows of pictures; the name of the second stands in it
+_GAP = 34                               # between two rows of images; the name of the second stands in it
 PLACES = ("start", *(f"block {b}" for b in range(1, DEPTH)))
 
 
-# ---- pictures: shipped, and your own ----
+# ---- images: shipped, and your own ----
 
-#: of the 24 pebbles of `lab.pictures`, some that are easy to keep and some that are easily lost
+#: of the 24 pebbles of `lab.images`, some that are easy to keep and some that are easily lost
 _PEBBLES = (4, 2, 18, 22, 0, 8)
 _PHOTOGRAPHS = ("cat", "coffee", "astronaut", "temple", "flower")
-#: what an uploaded picture may be
+#: what an uploaded image may be
 FORMATS, ENDINGS = ("PNG", "JPEG", "WEBP", "BMP"), ".png,.jpg,.jpeg,.webp,.bmp"
 MOST_BYTES, MOST_PIXELS = 5_000_000, 40_000_000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture of the explorer."""
+    """An image of the explorer."""
 
     pixels: np.ndarray              # (3, 64, 64) uint8
     regions: np.ndarray | None      # (64,) of every patch: 0 ground, 1 large pebble, 2 small; None: nobody knows
 
 
 @functools.lru_cache(maxsize=1)
-def picture_names() -> tuple[str, ...]:
+def image_names() -> tuple[str, ...]:
     """Six pebbles by their class, five photographs."""
     labels = pebbles(24)[2]
     return (*(f"pebbles {place}: {spoken(int(labels[i]))}" for place, i in enumerate(_PEBBLES, start=1)),
@@ -80,10 +80,10 @@ def picture_names() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=16)
 def sample(name: str, own: bytes = b"") -> Sample:
-    """A picture by its name; `own`: the pixels of an uploaded one."""
+    """An image by its name; `own`: the pixels of an uploaded one."""
     if name == OWN:
         return Sample(np.frombuffer(own, np.uint8).reshape(3, 64, 64), None)
-    place = picture_names().index(name)
+    place = image_names().index(name)
     if place >= len(_PEBBLES):
         return Sample(_photographs()[_PHOTOGRAPHS[place - len(_PEBBLES)]], None)
     _, pixels, _, regions = pebbles(24)
@@ -102,30 +102,30 @@ def spoken(label: int) -> str:
 
 
 def read_upload(name: str, size: int, content: bytes) -> bytes:
-    """The centre of an uploaded picture as 3 x 64 x 64 bytes. Read from memory, never written to a disk.
+    """The centre of an uploaded image as 3 x 64 x 64 bytes. Read from memory, never written to a disk.
 
     Raises:
-        ValueError: too large, no picture, or not one of the four formats; a sentence for the person who chose it.
+        ValueError: too large, no image, or not one of the four formats; a sentence for the person who chose it.
     """
     if max(size, len(content)) > MOST_BYTES:
-        raise ValueError(f"{name} has {max(size, len(content)) / 1e6:.1f} MB; use a picture of at most "
+        raise ValueError(f"{name} has {max(size, len(content)) / 1e6:.1f} MB; use an image of at most "
                          f"{MOST_BYTES // 1_000_000} MB.")
     wanted = f"Use a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)    # the bound below is tighter
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has far too many pixels; use at most {MOST_PIXELS // 1_000_000} million.") from None
     except Exception:               # Pillow's plugins raise whatever a broken header makes them raise
-        raise ValueError(f"{name} cannot be read as a picture. {wanted}") from None
-    with picture:
-        if picture.width * picture.height > MOST_PIXELS:
-            raise ValueError(f"{name} has {picture.width} x {picture.height} pixels; use at most "
+        raise ValueError(f"{name} cannot be read as an image. {wanted}") from None
+    with image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{name} has {image.width} x {image.height} pixels; use at most "
                              f"{MOST_PIXELS // 1_000_000} million.")
         try:
-            picture.draft("RGB", (256, 256))                                   # a JPEG decodes at a fraction at once
-            upright = ImageOps.exif_transpose(picture).convert("RGBA")
+            image.draft("RGB", (256, 256))                                   # a JPEG decodes at a fraction at once
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
         except Exception:           # cut off, or damaged behind a good header
             raise ValueError(f"{name} cannot be read to its end: it is damaged. {wanted}") from None
         ground = Image.new("RGBA", upright.size, "white")
@@ -144,10 +144,10 @@ def whole(ks: Sequence[int]) -> Ks:
     return (*ks, ks[-1])
 
 
-def pooling(method: str, start: str, output: str) -> Pooling:
+def pooling(method: str, init: str, output: str) -> Pooling:
     """A method with what it uses of the other choices: only clusterings start somewhere and choose an output."""
     clusters = Pooling(method).spec.kind == "clustering"
-    return Pooling(method, start if clusters else None, output=(output or None) if clusters else None)
+    return Pooling(method, init if clusters else None, output=(output or None) if clusters else None)
 
 
 def cost(ks: Sequence[int], how: Pooling, counts: bool) -> Cost:
@@ -267,7 +267,7 @@ def _near(macs: float, target: float, share: float = 0.01) -> bool:
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that is chosen. What comes after `picture` has no control of its own."""
+    """Everything that is chosen. What comes after `image` has no control of its own."""
 
     preset: str
     budget: int                                 # % of the plain model's MACs
@@ -278,12 +278,12 @@ class Setting:
     k5: int
     lock: bool
     method: str
-    start: str
+    init: str
     output: str
     counts: bool
     compare: str
-    picture: str
-    shown: str                                  # the picture that is seen: the last one while "your own" is empty
+    image: str
+    shown: str                                  # the image that is seen: the last one while "your own" is empty
     own: bytes = field(default=b"", repr=False)
     target: float = 0.0                         # MACs to keep, while locked
     streak: tuple[int, Ks] | None = None        # block that is being moved, and K when that began
@@ -301,7 +301,7 @@ class Setting:
 
     @property
     def how(self) -> Pooling:
-        return pooling(self.method, self.start, self.output)
+        return pooling(self.method, self.init, self.output)
 
     @property
     def code(self) -> str:
@@ -309,7 +309,7 @@ class Setting:
         return "\n".join(
             f"tp.PooledViT(vit, schedule={list(self.schedule)}, method={how.method!r}, init={how.init!r}, "
             f"output={how.output!r}, carry_counts={self.counts})"
-            for how in (pooling(m, self.start, self.output) for m in self.methods))
+            for how in (pooling(m, self.init, self.output) for m in self.methods))
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -346,14 +346,14 @@ def follow(now: Setting, name: str, value: Any, presets: Mapping[str, Ks]) -> Se
         began = now.streak[1] if now.streak and now.streak[0] == block else now.ks
         asked = (*began[:block], value, *began[block + 1:])
         return replace(then.with_ks(*hold(asked, block, then.target, then.macs)), streak=(block, began))
-    if name in ("method", "start", "output", "counts"):
+    if name in ("method", "init", "output", "counts"):
         if then.preset == BUDGET:
             return _relocked(then.with_ks(*for_budget(value_of(then.budget), then.macs)))
         if then.lock and not _near(then.macs(then.ks), then.target):
             return replace(then.with_ks(*hold(then.ks, None, then.target, then.macs)), preset=HAND)
-    if name == "picture":
+    if name == "image":
         if value == OWN and not then.own:
-            return replace(then, told="You have not uploaded a picture yet: choose a file below. The picture is still "
+            return replace(then, told="You have not uploaded an image yet: choose a file below. The image is still "
                                       f"{now.shown}.")
         return replace(then, shown=value)
     return then
@@ -378,7 +378,7 @@ class Run:
     how: Pooling
     share: float                        # MACs over those of the plain model, clustering included
     share_without: float
-    strip: np.ndarray                   # (128, 952, 3): the picture, after each of five blocks, rebuilt from its tokens
+    strip: np.ndarray                   # (128, 952, 3): the image, after each of five blocks, rebuilt from its tokens
     rebuilt: np.ndarray                 # (3, 64, 64) uint8
     error: tuple[float, ...]            # of the five poolings; 0 where nothing is pooled
     left: np.ndarray                    # (6, 3) tokens by region, before and after each block; zeros where unknown
@@ -395,9 +395,9 @@ class View:
 
     setting: Setting
     runs: tuple[Run, ...]               # the method, and the one it is compared with
-    strip: str                          # their rows of pictures
+    strip: str                          # their rows of images
     before: np.ndarray                  # (30,) probabilities of the plain model
-    patches: tuple[int, ...]            # of the picture, by region; zeros where nobody knows them
+    patches: tuple[int, ...]            # of the image, by region; zeros where nobody knows them
 
     @property
     def ks(self) -> Ks:
@@ -405,32 +405,32 @@ class View:
 
     @property
     def known(self) -> bool:
-        """Whether the model knows such pictures, and we their regions."""
+        """Whether the model knows such images, and we their regions."""
         return sum(self.patches) > 0
 
 
 def look(setting: Setting) -> View:
     """Pure; the work behind it is cached by what decides it, so idle controls cost nothing."""
-    picture = setting.shown
-    own = setting.own if picture == OWN else b""
-    runs = tuple(_run(setting.schedule, pooling(m, setting.start, setting.output), setting.counts, picture, own)
+    image = setting.shown
+    own = setting.own if image == OWN else b""
+    runs = tuple(_run(setting.schedule, pooling(m, setting.init, setting.output), setting.counts, image, own)
                  for m in setting.methods)
-    regions = sample(picture, own).regions
+    regions = sample(image, own).regions
     patches = (0, 0, 0) if regions is None else tuple(np.bincount(regions, minlength=3).tolist())
     rows = [runs[0].strip, *(np.pad(r.strip, ((_GAP, 0), (0, 0), (0, 0)), constant_values=255) for r in runs[1:])]
-    return View(setting, runs, png(np.concatenate(rows)), _plain(picture, own), patches)
+    return View(setting, runs, png(np.concatenate(rows)), _plain(image, own), patches)
 
 
 @functools.lru_cache(maxsize=512)
-def _run(schedule: Ks, how: Pooling, counts: bool, picture: str, own: bytes) -> Run:
-    shown = sample(picture, own)
+def _run(schedule: Ks, how: Pooling, counts: bool, image: str, own: bytes) -> Run:
+    shown = sample(image, own)
     model = tp.PooledViT(shipped_vit(), schedule, method=how.method, init=how.init, output=how.output,
                          carry_counts=counts).eval()
     with torch.no_grad():
         trace = model.trace(_ready(shown))
     steps = trace.steps[:POOLING]
     chooses = how.spec.kind == "selection"
-    images = [_first(shown), *(_picture(shown, step, chooses) for step in steps)]
+    images = [_first(shown), *(_image(shown, step, chooses) for step in steps)]
     again = rebuilt(shown.pixels, steps[-1], how.output_name == "medoid")
     images.append(again.transpose(1, 2, 0).repeat(2, 0).repeat(2, 1))
     left = np.zeros((DEPTH, 3), int)
@@ -445,10 +445,10 @@ def _run(schedule: Ks, how: Pooling, counts: bool, picture: str, own: bytes) -> 
 
 
 @functools.lru_cache(maxsize=16)
-def _plain(picture: str, own: bytes) -> np.ndarray:
+def _plain(image: str, own: bytes) -> np.ndarray:
     """Probabilities (30,) without pooling."""
     with torch.no_grad():
-        return shipped_vit()(_ready(sample(picture, own))).softmax(1)[0].numpy()
+        return shipped_vit()(_ready(sample(image, own))).softmax(1)[0].numpy()
 
 
 def _ready(shown: Sample) -> Tensor:
@@ -466,7 +466,7 @@ def _regions(regions: np.ndarray, step: TraceStep, chooses: bool) -> np.ndarray:
 
 
 def rebuilt(pixels: np.ndarray, step: TraceStep, own: bool) -> np.ndarray:
-    """The picture made of what is left: every patch shows the patch of its token (`own`), else the average of the
+    """The image made of what is left: every patch shows the patch of its token (`own`), else the average of the
     patches that its token stands for. (3, 64, 64) uint8."""
     patches = pixels.reshape(3, 8, 8, 8, 8).transpose(1, 3, 0, 2, 4).reshape(N, -1)
     labels = step.labels[0].numpy()
@@ -478,17 +478,17 @@ def rebuilt(pixels: np.ndarray, step: TraceStep, own: bool) -> np.ndarray:
     return shown.reshape(8, 8, 3, 8, 8).transpose(2, 0, 3, 1, 4).reshape(3, 64, 64)
 
 
-def _picture(shown: Sample, step: TraceStep, chooses: bool) -> np.ndarray:
-    """The picture as the tokens after a block see it, (128, 128, 3)."""
+def _image(shown: Sample, step: TraceStep, chooses: bool) -> np.ndarray:
+    """The image as the tokens after a block see it, (128, 128, 3)."""
     kept = None
     if chooses and step.origin is not None:
         kept = np.zeros(N, bool)
         kept[step.origin[0].numpy()] = True
-    return cluster_picture(shown.pixels, step.labels[0].numpy(), (8, 8), kept)
+    return cluster_image(shown.pixels, step.labels[0].numpy(), (8, 8), kept)
 
 
 def _first(shown: Sample) -> np.ndarray:
-    """The picture itself, the small pebble's patches framed, (128, 128, 3)."""
+    """The image itself, the small pebble's patches framed, (128, 128, 3)."""
     big = shown.pixels.transpose(1, 2, 0).repeat(2, 0).repeat(2, 1).copy()
     if shown.regions is not None:
         inside = np.pad((shown.regions == 2).reshape(8, 8).repeat(16, 0).repeat(16, 1), 2)
@@ -499,14 +499,14 @@ def _first(shown: Sample) -> np.ndarray:
 
 
 def _in_a_row(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures (128, 128, 3) side by side with a white gap, (128, 136 times as many, 3)."""
+    """Images (128, 128, 3) side by side with a white gap, (128, 136 times as many, 3)."""
     return np.concatenate([np.pad(i, ((0, 0), (4, 4), (0, 0)), constant_values=255) for i in images], 1)
 
 
 # ---- draw ----
 
 def figure(v: View) -> go.Figure:
-    """Pictures, error by block, whose tokens are left, cost, classes: 9 traces for one method, 14 for two.
+    """Images, error by block, whose tokens are left, cost, classes: 9 traces for one method, 14 for two.
 
     Written as data, not with plotly's helpers for subplots: those take a third of a second, and a slider is waiting.
     """
@@ -547,16 +547,16 @@ def figure(v: View) -> go.Figure:
 
 
 def _layout(v: View) -> dict[str, Any]:
-    """Four panels under one or two rows of pictures."""
+    """Four panels under one or two rows of images."""
     two = len(v.runs) == 2
-    # heights in pixels, made shares of the plot below: a second row of pictures pushes the panels down
-    pictures = 280 if two else 128
-    tall = pictures + 515
+    # heights in pixels, made shares of the plot below: a second row of images pushes the panels down
+    images = 280 if two else 128
+    tall = images + 515
 
     def up(low: float, high: float) -> tuple[float, float]:
-        return 1 - (pictures + low) / tall, 1 - (pictures + high) / tall
+        return 1 - (images + low) / tall, 1 - (images + high) / tall
 
-    below = [f"picture<br>{N}", *(f"block {b}<br>{k}" for b, k in enumerate(v.ks, start=1)), f"rebuilt<br>{v.ks[-1]}"]
+    below = [f"image<br>{N}", *(f"block {b}<br>{k}" for b, k in enumerate(v.ks, start=1)), f"rebuilt<br>{v.ks[-1]}"]
     top = round(max(0.1, 1.25 * max(max(run.error) for run in v.runs)), 2)
     share = " and ".join(f"{run.share:.1%}" for run in v.runs)
     row = [dict(text=f"{run.method}", x=4, y=y, xref="x", yref="y", xanchor="left", yanchor="bottom", showarrow=False,
@@ -567,8 +567,8 @@ def _layout(v: View) -> dict[str, Any]:
         annotations=[*row, _heading("error of the pooling, by block", 0.21, up(0, 74)[1]),
                      _heading("whose tokens are left" + ("" if v.known else ": nobody knows"), 0.77, up(0, 74)[1]),
                      _heading("cost, % of the plain model", 0.21, up(0, 326)[1]),
-                     _heading("class of the picture", 0.77, up(0, 326)[1])],
-        **_axes(1, (0, 1), up(0, -pictures),
+                     _heading("class of the image", 0.77, up(0, 326)[1])],
+        **_axes(1, (0, 1), up(0, -images),
                 dict(tickvals=[68 + 136 * i for i in range(DEPTH + 1)], ticktext=below, tickangle=0, ticks="",
                      tickfont_size=12, showgrid=False, showline=False, range=[0, 136 * (DEPTH + 1)]),
                 dict(visible=False, scaleanchor="x", range=[256 + _GAP if two else 128, 0], constrain="domain",
@@ -617,7 +617,7 @@ def first_words(v: View) -> str:
                     if was == now else f"The class changes from *{spoken(was)}* ({v.before[was]:.0%}) to "
                                        f"*{spoken(now)}* ({run.after[now]:.0%}).")
     else:
-        said.append("The model knows pebbles only: its class for such a picture means nothing, and nobody has marked "
+        said.append("The model knows pebbles only: its class for such an image means nothing, and nobody has marked "
                     "the regions; the clusters are worth a look.")
     return " ".join([*filter(None, said), *_remains(v), *_second(v), *_idle(v)])
 
@@ -626,13 +626,13 @@ def move_words(before: View, now: View, name: str) -> str:
     """What a move has changed, and why."""
     a, b, old, new = before.setting, now.setting, before.runs[0], now.runs[0]
     if (a.shown, a.own) != (b.shown, b.own):
-        head = ("Another picture, the same K: the MACs stay, they do not depend on what is seen."
-                if name == "picture" else _head(a, b, name))
+        head = ("Another image, the same K: the MACs stay, they do not depend on what is seen."
+                if name == "image" else _head(a, b, name))
         return f"{head} {first_words(now)}"
     said = [_head(a, b, name), b.told, allowed(b.ks)[1]]
-    if (old.how, a.schedule, a.counts) == (new.how, b.schedule, b.counts):      # nothing that the pictures depend on
+    if (old.how, a.schedule, a.counts) == (new.how, b.schedule, b.counts):      # nothing that the images depend on
         return " ".join([*filter(None, said), *(_second(now) if a.methods != b.methods else []),
-                         *(_idle(now) if a.methods != b.methods or name in ("start", "output") else [])])
+                         *(_idle(now) if a.methods != b.methods or name in ("init", "output") else [])])
     said += [_cost_change(old, new, b), _error_change(before, now)]
     if now.known:
         was, old_class, new_class = (int(p.argmax()) for p in (now.before, old.after, new.after))
@@ -665,22 +665,22 @@ def _head(a: Setting, b: Setting, name: str) -> str:
             return "The sliders are yours." if b.preset == HAND else f"You chose *{b.preset}*: K = {row}."
         case "budget":
             return f"You asked for {b.budget}% of the MACs: the nearest geometric schedule is K = {row}."
-        case "picture":
+        case "image":
             return ""
         case "lock":
             return (f"The budget is locked at {percent(b.target)} of the plain model's MACs: move one block, and the "
                     "others make up for it." if b.lock else "The budget is free: a block moves alone.")
         case "method":
             return f"You changed the method from {a.method} to {b.method} ({b.how.spec.story}).{moved}"
-        case "start":
-            return f"You changed the start from {a.start} to {b.start}.{moved}"
+        case "init":
+            return f"You changed the start from {a.init} to {b.init}.{moved}"
         case "output":
             return f"A clustering now returns {_label(b.output)} instead of {_label(a.output)}.{moved}"
         case "counts":
             return ("A token that stands for many now counts as often in attention." if b.counts else
                     "Every token counts once in attention again.") + moved
         case "compare":
-            return f"The second row of pictures is {b.compare} with the same K." if b.compare != NOBODY else \
+            return f"The second row of images is {b.compare} with the same K." if b.compare != NOBODY else \
                 "One method is shown."
     return {"undo": "One move taken back.", "redo": "The move is made again.",
             "reset": "All controls are where they began."}.get(name, "") + f" K = {row}."
@@ -719,7 +719,7 @@ def _error_change(before: View, now: View) -> str:
     elif before.ks != now.ks:
         why = "the cut is the same, but other tokens come in"
     else:
-        why = "the same cut, but attention has made other tokens of the picture"
+        why = "the same cut, but attention has made other tokens of the image"
     return (f"The error after block {b + 1} {'rose' if gap[b] > 0 else 'fell'} from {old[b]:.2f} to {new[b]:.2f}: "
             f"{why}.")
 
@@ -768,7 +768,7 @@ def _way(v: View, run: Run) -> str:
 # ---- wire ----
 
 class KExplorer(Explorer):
-    """One compute a move, whatever the move makes of other controls; undo, redo, reset, code, and your own picture.
+    """One compute a move, whatever the move makes of other controls; undo, redo, reset, code, and your own image.
 
     Args:
         presets: name shown -> tokens kept after each of the six blocks; the first is where it begins.
@@ -783,12 +783,12 @@ class KExplorer(Explorer):
             "budget": Number("Budget, % of the MACs", 58, 20, 100), **sliders,
             "lock": Switch("Keep the total budget"),
             "method": Choice("Method", tp.method_names(), "wk_medoids"),
-            "start": Choice("Start of a clustering", tp.init_names(), "top_k"),
+            "init": Choice("Start of a clustering", tp.init_names(), "top_k"),
             "output": Choice("Output of a clustering", OUTPUTS, ""),
             "counts": Switch("Carry counts"),
             "compare": Choice("Compare with", (NOBODY, *tp.method_names())),
-            "picture": Choice("Picture", (*picture_names(), OWN))}
-        self.upload = Upload("Upload a picture", ENDINGS, MOST_BYTES, self.receive)
+            "image": Choice("Image", (*image_names(), OWN))}
+        self.upload = Upload("Upload an image", ENDINGS, MOST_BYTES, self.receive)
         self.buttons = {name: widgets.Button(description=label, layout=widgets.Layout(width="auto"))
                         for name, label in (("undo", "Undo"), ("redo", "Redo"), ("reset", "Reset"),
                                             ("code", "Copy as code"))}
@@ -808,7 +808,7 @@ class KExplorer(Explorer):
         """What the explorer stands for."""
         if self._setting is None:
             values = self.values()
-            self._setting = Setting(**values, shown=values["picture"])
+            self._setting = Setting(**values, shown=values["image"])
         return self._setting
 
     @property
@@ -833,10 +833,10 @@ class KExplorer(Explorer):
         try:
             own = read_upload(name, size, content)
         except ValueError as error:         # the person's file, not our mistake
-            self._write(f"{error} The picture is still {self.setting.shown}.")
+            self._write(f"{error} The image is still {self.setting.shown}.")
             return
         with self._told():
-            self._become(replace(self.setting, picture=OWN, shown=OWN, own=own, told="", streak=None), "picture")
+            self._become(replace(self.setting, image=OWN, shown=OWN, own=own, told="", streak=None), "image")
 
     def _go(self, source: collections.deque[Setting], other: collections.deque[Setting], name: str, nothing: str
             ) -> KExplorer:

@@ -129,7 +129,7 @@ class Lab:
         """The other model that ships, of the same shape but narrower: trained on photographs."""
         return photograph_vit()
 
-    def pictures(self, count: int = 4) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
+    def images(self, count: int = 4) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
         """Pebbles that nothing was trained or measured on.
 
         Returns:
@@ -142,7 +142,7 @@ class Lab:
         """Patch tokens of `vit` after a block (0 is the first), and their significance score there.
 
         Returns:
-            tokens (pictures, 64, 96), score (pictures, 64).
+            tokens (images, 64, 96), score (images, 64).
         """
         n = self.vit.patch_embed.num_patches
         depth = len(self.vit.blocks)

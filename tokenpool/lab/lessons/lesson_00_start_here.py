@@ -1,4 +1,4 @@
-"""Notebook 00: a picture as tokens. What 16 of 64 can still say, what goes first, and how the course is used."""
+"""Notebook 00: an image as tokens. What 16 of 64 can still say, what goes first, and how the course is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokenpool.lab.kit.predictions import Prediction
 from tokenpool.lab.kit.session import pebbles, shipped_vit
 from tokenpool.lab.widgets.controls import Choice, Number
 from tokenpool.lab.widgets.explorer import Explorer
-from tokenpool.report.figures import cluster_picture, png
+from tokenpool.report.figures import cluster_image, png
 
 GRID, SIDE = (8, 8), 64                     # rows and columns of patches; pixels along a side
 #: what a patch can hold: one thing only, or a border between two
@@ -32,16 +32,16 @@ KIND_LOOKS = {"ground": (GREY, "solid", "circle"), "large pebble": (BLUE, "dash"
               "small pebble": (GREEN, "dot", "triangle-up"), "outline": (ORANGE, "dashdot", "diamond")}
 
 
-# ---- pictures and their tokens ----
+# ---- images and their tokens ----
 
 def materials(label: int) -> str:
-    """The class of a picture in words."""
+    """The class of an image in words."""
     large, small = CLASSES[label]
     return f"large pebble {large}, small pebble {small}"
 
 
 def patch_tokens(pixels: np.ndarray) -> Tensor:
-    """Pictures as sets of tokens, before any network: each patch's pixels in a row, 0 to 1.
+    """Images as sets of tokens, before any network: each patch's pixels in a row, 0 to 1.
 
     Args:
         pixels: (B, 3, 64, 64) uint8.
@@ -54,7 +54,7 @@ def patch_tokens(pixels: np.ndarray) -> Tensor:
 
 
 def redraw(tokens: Tensor) -> np.ndarray:
-    """The way back: (B, 64, 192) -> pictures (B, 3, 64, 64) uint8."""
+    """The way back: (B, 64, 192) -> images (B, 3, 64, 64) uint8."""
     cut = tokens.reshape(len(tokens), 8, 8, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), 3, SIDE, SIDE)
     return (255 * cut).round().clamp(0, 255).to(torch.uint8).numpy()
 
@@ -83,7 +83,7 @@ def in_the_network(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def reconstruct(tokens: Tensor, k: int, method: str, score: Tensor | None = None, seed: int = 0) -> Tensor:
-    """Every token replaced by its stand-in, (B, N, C). Where chance decides, every five pictures get their own draw: a
+    """Every token replaced by its stand-in, (B, N, C). Where chance decides, every five images get their own draw: a
     single draw for all can be a lucky one."""
     draw = torch.Generator().manual_seed(seed)
     score = score if METHODS[method].scored else None
@@ -93,9 +93,9 @@ def reconstruct(tokens: Tensor, k: int, method: str, score: Tensor | None = None
 
 
 def top1(pixels: np.ndarray, labels: np.ndarray, model: torch.nn.Module | None = None, draws: int = 3) -> float:
-    """Share of pictures whose class the model tells; None: the network that ships, with all its tokens.
+    """Share of images whose class the model tells; None: the network that ships, with all its tokens.
 
-    A model that draws is asked `draws` times, with a new draw for every five pictures.
+    A model that draws is asked `draws` times, with a new draw for every five images.
     """
     model, x = model or shipped_vit(), scale(pixels)
     with torch.inference_mode():
@@ -110,7 +110,7 @@ def top1(pixels: np.ndarray, labels: np.ndarray, model: torch.nn.Module | None =
 
 @functools.lru_cache(maxsize=4)
 def kinds(count: int) -> np.ndarray:
-    """What each patch of the first `count` pictures holds: (count, 64), places in KINDS.
+    """What each patch of the first `count` images holds: (count, 64), places in KINDS.
 
     A patch is of one kind where at least nine tenths of it are; all others lie on an outline.
     """
@@ -122,10 +122,10 @@ def kinds(count: int) -> np.ndarray:
 
 def lost_by_kind(count: int = 100, ks: Sequence[int] = tuple(range(60, 11, -4)),
                  methods: Sequence[str] = ("k_means", "top_k", "random")) -> pd.DataFrame:
-    """What patches of each kind lose when their stand-ins speak for them; over `count` pictures.
+    """What patches of each kind lose when their stand-ins speak for them; over `count` images.
 
     Returns:
-        Columns method, k, kind; lost: of what sets the patches apart from the picture's mean patch, the share that
+        Columns method, k, kind; lost: of what sets the patches apart from the image's mean patch, the share that
         the stand-ins do not say (0 is all said, 1 no better than the mean patch for all); grey: the same loss as the
         root of the mean squared error of a pixel, in grey levels of 255.
     """
@@ -173,10 +173,10 @@ def number_clusters(labels: np.ndarray) -> np.ndarray:
 
 def _panels(views: Sequence[np.ndarray], titles: Sequence[str], numbers: Sequence[np.ndarray | None], title: str,
             height: int, frames: Sequence[int] = ()) -> go.Figure:
-    """Pictures side by side, some with a number on every patch, black on light and white on dark.
+    """Images side by side, some with a number on every patch, black on light and white on dark.
 
     Args:
-        frames: patches that get a frame in every picture; empty: no such trace.
+        frames: patches that get a frame in every image; empty: no such trace.
     """
     # one layout in one go: plotly checks every update anew, and an explorer draws at every key press
     traces: list[go.Image | go.Scatter] = []
@@ -216,26 +216,26 @@ def _numbers(view: np.ndarray, numbers: np.ndarray, size: int, axes: dict[str, s
 
 
 def plain_view(pixels: np.ndarray) -> np.ndarray:
-    """A picture as it is, (3, 64, 64) uint8 -> (64, 64, 3): small in the file, and the page enlarges it."""
+    """An image as it is, (3, 64, 64) uint8 -> (64, 64, 3): small in the file, and the page enlarges it."""
     return pixels.transpose(1, 2, 0)
 
 
 def grid_figure(pixels: np.ndarray, regions: np.ndarray) -> go.Figure:
-    """A picture, its patches numbered as the network reads them, and which of them belong to what."""
-    cut = cluster_picture(pixels, np.arange(64), GRID, np.ones(64, bool), scale=2)
-    means = cluster_picture(pixels, np.arange(64), GRID, scale=2)
-    parts = cluster_picture(pixels, regions, GRID, scale=2)
+    """An image, its patches numbered as the network reads them, and which of them belong to what."""
+    cut = cluster_image(pixels, np.arange(64), GRID, np.ones(64, bool), scale=2)
+    means = cluster_image(pixels, np.arange(64), GRID, scale=2)
+    parts = cluster_image(pixels, regions, GRID, scale=2)
     letters = np.array(list("GLS"))[regions]
     return _panels([cut, means, parts], ["cut into 8 x 8 patches", "numbered, line by line", "ground, large, small"],
-                   [None, np.arange(64), letters], "How does a network read a picture?", 330)
+                   [None, np.arange(64), letters], "How does a network read an image?", 330)
 
 
 def redrawn_figure(pixels: np.ndarray, redrawn: np.ndarray, labels: np.ndarray) -> go.Figure:
-    """A picture, who shares a stand-in with whom, and the picture with every patch redrawn as its stand-in."""
+    """An image, who shares a stand-in with whom, and the image with every patch redrawn as its stand-in."""
     k = len(np.unique(labels))
-    shared = cluster_picture(pixels, labels, GRID, scale=2)
+    shared = cluster_image(pixels, labels, GRID, scale=2)
     return _panels([plain_view(pixels), shared, plain_view(redrawn)],
-                   ["the picture", f"{k} clusters, numbered", f"redrawn with {k} means"],
+                   ["the image", f"{k} clusters, numbered", f"redrawn with {k} means"],
                    [None, number_clusters(labels), None], f"What do {k} of 64 tokens say?", 330)
 
 
@@ -262,14 +262,14 @@ def lost_figure(lost: pd.DataFrame) -> go.Figure:
 
 PEBBLES = {f"pebbles {i + 1}": i for i in range(6)}
 PHOTOGRAPHS = ("cat", "coffee", "astronaut", "temple", "flower")
-PICTURES = (*PEBBLES, *(f"{name} (photograph)" for name in PHOTOGRAPHS))
+IMAGES = (*PEBBLES, *(f"{name} (photograph)" for name in PHOTOGRAPHS))
 TOKENS = {"the pixels of the patches": -1, "the network's tokens after block 1": 0,
           "the network's tokens after block 3": 2}
 
 
 @dataclass(frozen=True)
 class Groups:
-    picture: str
+    image: str
     source: str
     method: str
     patch: int
@@ -306,25 +306,25 @@ _photographs = functools.lru_cache(maxsize=1)(photographs)
 
 
 @functools.lru_cache(maxsize=64)
-def _material(picture: str, block: int) -> tuple[np.ndarray, np.ndarray | None, Tensor, Tensor]:
-    """A picture's pixels, its regions, its tokens (1, 64, C) and the attention each receives (1, 64)."""
-    if picture in PEBBLES:
-        _, pixels, _, regions = (np.asarray(part)[PEBBLES[picture]] for part in pebbles(6))
+def _material(image: str, block: int) -> tuple[np.ndarray, np.ndarray | None, Tensor, Tensor]:
+    """An image's pixels, its regions, its tokens (1, 64, C) and the attention each receives (1, 64)."""
+    if image in PEBBLES:
+        _, pixels, _, regions = (np.asarray(part)[PEBBLES[image]] for part in pebbles(6))
     else:
-        pixels, regions = _photographs()[picture.split(" ")[0]], None
+        pixels, regions = _photographs()[image.split(" ")[0]], None
     tokens, score = in_the_network(scale(pixels[None]), max(block, 0))
     return pixels, regions, patch_tokens(pixels[None]) if block < 0 else tokens, score
 
 
 @functools.lru_cache(maxsize=512)
-def group(picture: str, block: int, method: str, k: int, patch: int) -> Groups:
-    """Pool one picture's tokens into k.
+def group(image: str, block: int, method: str, k: int, patch: int) -> Groups:
+    """Pool one image's tokens into k.
 
     Args:
-        picture: of PICTURES. block: -1 for the pixels of the patches, else the network's block, 0 is the first.
+        image: of IMAGES. block: -1 for the pixels of the patches, else the network's block, 0 is the first.
         patch: the one looked at.
     """
-    pixels, regions, tokens, score = _material(picture, block)
+    pixels, regions, tokens, score = _material(image, block)
     scored = METHODS[method].scored
     out = tp.pool_tokens(tokens, k, method=method, weights=score if scored else None, init=start_of(method))
     gone = (tokens - out.unpool()).square().sum(2)[0].numpy()                   # of every patch
@@ -336,16 +336,16 @@ def group(picture: str, block: int, method: str, k: int, patch: int) -> Groups:
         kept = np.zeros(64, bool)
         kept[out.indices[0].numpy()] = True
     source = next(name for name, place in TOKENS.items() if place == block)
-    return Groups(picture, source, method, patch, pixels, regions, labels, kept, float(gone.sum()) / whole,
+    return Groups(image, source, method, patch, pixels, regions, labels, kept, float(gone.sum()) / whole,
                   (int(by_group.argmax()), float(by_group.max() / max(gone.sum(), 1e-9))))
 
 
 def group_figure(g: Groups) -> go.Figure:
-    """The picture; and beside it every patch with the number of its stand-in, that of one patch framed."""
-    view = cluster_picture(g.pixels, g.labels, GRID, g.kept, scale=2)
+    """The image; and beside it every patch with the number of its stand-in, that of one patch framed."""
+    view = cluster_image(g.pixels, g.labels, GRID, g.kept, scale=2)
     right = "kept patches, and who speaks for whom" if g.kept is not None else "clusters: mean colour and number"
-    return _panels([plain_view(g.pixels), view], ["the picture", right], [None, g.labels],
-                   f"{g.picture}: who speaks for patch {g.patch}?", 440, frames=sorted([g.patch, *g.companions]))
+    return _panels([plain_view(g.pixels), view], ["the image", right], [None, g.labels],
+                   f"{g.image}: who speaks for patch {g.patch}?", 440, frames=sorted([g.patch, *g.companions]))
 
 
 def group_words(g: Groups) -> str:
@@ -386,7 +386,7 @@ def group_table(g: Groups) -> pd.DataFrame:
 
 
 def explore() -> Explorer:
-    return Explorer({"picture": Choice("Picture", PICTURES), "block": Choice("Tokens", TOKENS),
+    return Explorer({"image": Choice("Image", IMAGES), "block": Choice("Tokens", TOKENS),
                      "method": Choice("Method", tp.method_names(), "k_means"),
                      "k": Number("Tokens left, K", 16, 1, 64), "patch": Number("Look at patch", 0, 0, 63)},
                     group, group_figure, group_words, group_table, height=440,
@@ -400,7 +400,7 @@ _ORDER = ("small pebble", "outline", "large pebble", "ground")
 
 
 PREDICTIONS = (
-    Prediction("a", "Pictures of a large and a small pebble on a ground are cut into 64 patches. The patches become 16 "
+    Prediction("a", "Images of a large and a small pebble on a ground are cut into 64 patches. The patches become 16 "
                     "cluster means, a quarter (for DeiT it would be 196 becoming 49), and each patch is redrawn as the "
                     "mean of its cluster. On the way from 64 down to 16: *which patches are the first to lose a tenth "
                     "of what sets them apart from the average patch?* Those of ...",
@@ -432,12 +432,12 @@ def count_tokens(size, patch, prefix):
 @count_tokens.check_by
 def _(answer):
     got = _number(answer(224, 16, 0))
-    ensure(got != 14, "14 is the number of patches along *one edge*. A picture has rows and columns of them.")
+    ensure(got != 14, "14 is the number of patches along *one edge*. An image has rows and columns of them.")
     ensure(got != 224 * 224 // 16, "A patch of side 16 covers 16 times 16 pixels, not 16.")
     ensure(got not in (50176, 256, 768), "That counts pixels, or the numbers inside a patch. How many *patches* are "
                                          "there?")
-    expect(got, 196, "A picture of 224 pixels has 14 rows of 14 patches of 16 pixels.")
-    expect(answer(32, 4, 0), 64, "A picture of 32 pixels has 8 rows of 8 patches of 4 pixels.")
+    expect(got, 196, "An image of 224 pixels has 14 rows of 14 patches of 16 pixels.")
+    expect(answer(32, 4, 0), 64, "An image of 32 pixels has 8 rows of 8 patches of 4 pixels.")
     got = _number(answer(224, 16, 1))
     ensure(got != 196, "The prefix tokens are missing: the class token is a token too, though no patch.")
     expect(got, 197, "196 patches and one class token.")

@@ -102,7 +102,7 @@ def counted_by_torch(module: nn.Module, *shape: int) -> int:
 
 # ---- whole models ----
 
-#: name shown -> (timm's name, width, picture side)
+#: name shown -> (timm's name, width, image side)
 MODELS = {"DeiT-Ti": ("deit_tiny_patch16_224", 192, 224), "e252": ("deit_e252_patch16_224", 252, 224),
           "e318": ("deit_e318_patch16_224", 318, 224), "DeiT-S": ("deit_small_patch16_224", 384, 224),
           "ViT-B": ("deit_base_patch16_224", 768, 224), "ViT-B/384": ("deit_base_patch16_384", 768, 384)}
@@ -132,7 +132,7 @@ def cost_table(costs: dict[str, Cost]) -> pd.DataFrame:
 
 
 def vit_shape(width: int, side: int, depth: int = 12, classes: int = 1000) -> ModelShape:
-    """A ViT with patches of 16 pixels, one class token and an MLP four times as wide, of any width and picture side."""
+    """A ViT with patches of 16 pixels, one class token and an MLP four times as wide, of any width and image side."""
     c, n = width, (side // 16) ** 2
     block = BlockShape(qkv=3 * c * c, proj=c * c, mlp=8 * c * c, pair=2 * c)
     return ModelShape(n, 1, c, 3 * 16 * 16 * c * n, (block,) * depth, classes * c)
@@ -250,7 +250,7 @@ SIDES = (224, 384, 512)
 
 
 def resolution_figure(longest: int = 5000) -> go.Figure:
-    """Attention's share of a block against the number of tokens, for three widths; marks at three picture sides."""
+    """Attention's share of a block against the number of tokens, for three widths; marks at three image sides."""
     n = np.unique(np.geomspace(50, longest, 60).round())
     fig = go.Figure()
     for name, (c, colour, dash, symbol) in WIDTHS.items():
@@ -364,7 +364,7 @@ def bill_figure(b: Bill) -> go.Figure:
                     marker=_filled(colour, pattern))
     fig.update_xaxes(title="part of the model", tickangle=0)
     fig.update_yaxes(title="billion multiply-adds", rangemode="tozero")
-    return fig.update_layout(title=f"Width {b.width}, {b.side} pixels: what does the picture cost?", barmode="group",
+    return fig.update_layout(title=f"Width {b.width}, {b.side} pixels: what does the image cost?", barmode="group",
                              height=440)
 
 
@@ -401,7 +401,7 @@ def bill_table(b: Bill) -> pd.DataFrame:
 
 def explore() -> Explorer:
     return Explorer({"width": Number("Width C", 192, 192, 768, 6),
-                     "side": Number("Picture side in pixels", 224, 96, 640, 32),
+                     "side": Number("Image side in pixels", 224, 96, 640, 32),
                      "keep": Number("Share kept after each block", 0.9, 0.5, 1, 0.01),
                      "method": Choice("Method", METHODS)},
                     bill, bill_figure, bill_words, bill_table, height=440,
@@ -417,7 +417,7 @@ def _trend(shares: Sequence[float]) -> int:
 
 
 PREDICTIONS = (
-    Prediction("a", "DeiT-Ti reads a picture of 224 pixels as 197 tokens. Which share of its multiply-adds are the two "
+    Prediction("a", "DeiT-Ti reads an image of 224 pixels as 197 tokens. Which share of its multiply-adds are the two "
                     "products of softmax attention (queries times keys, and weights times values)?",
                ("about 15 %", "about 50 %", "about 80 %"),
                answer=lambda share: min(range(3), key=lambda i: abs(share - (0.15, 0.5, 0.8)[i])),

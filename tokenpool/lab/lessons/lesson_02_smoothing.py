@@ -240,10 +240,10 @@ def fine_detail(tokens: Tensor, limit: int = 2) -> Tensor:
     the limit at a quarter of the grid's side it is what a grid of every second token cannot carry.
 
     Args:
-        tokens: (pictures, side * side, C).
+        tokens: (images, side * side, C).
 
     Returns:
-        (pictures,) between 0 and 1.
+        (images,) between 0 and 1.
     """
     B, N, C = tokens.shape
     side = math.isqrt(N)
@@ -281,13 +281,13 @@ def lost_by_pooling(tokens: Tensor, k: int = 16) -> Tensor:
 
 @torch.no_grad()
 def by_depth(vit: Any, x: Tensor) -> pd.DataFrame:
-    """What every block does to the patch tokens of every picture.
+    """What every block does to the patch tokens of every image.
 
     Args:
         vit: a ViT of timm with a class token and timm's plain Attention. x: (B, 3, height, width).
 
     Returns:
-        a row per picture and block; block 0 is the embedding, with the columns of the stream only.
+        a row per image and block; block 0 is the embedding, with the columns of the stream only.
         stream, values, output = the residual stream after the block; the values its attention averages; the averages.
         fine_*: `fine_detail`. rank_*: `rank`. lost_*: `lost_by_pooling` to 16 (not of the stream's embedding).
         kept, kept_shuffled: variance of the output over that of the values, and the same with the patches' values
@@ -304,7 +304,7 @@ def by_depth(vit: Any, x: Tensor) -> pd.DataFrame:
     def patches(heads: Tensor) -> Tensor:
         return heads.transpose(1, 2).reshape(B, N, -1)[:, 1:].contiguous()
 
-    rows = [pd.DataFrame({"block": 0, "picture": range(B)} | _numbers(_stream(t)))]
+    rows = [pd.DataFrame({"block": 0, "image": range(B)} | _numbers(_stream(t)))]
     for place, block in enumerate(vit.blocks):
         q, k, v = block.attn.qkv(block.norm1(t)).reshape(B, N, 3, block.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k = block.attn.q_norm(q), block.attn.k_norm(k)
@@ -325,7 +325,7 @@ def by_depth(vit: Any, x: Tensor) -> pd.DataFrame:
             "elsewhere": (weights - gaussian_weights(q, k)).abs().sum(-1).mean((1, 2)) / 2,
             "outside": ((output < low - 1e-4) | (output > high + 1e-4)).any(1).sum(1),
             "grown": grown.double().mean(1)}
-        rows.append(pd.DataFrame({"block": place + 1, "picture": range(B)} | _numbers(found)))
+        rows.append(pd.DataFrame({"block": place + 1, "image": range(B)} | _numbers(found)))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -343,7 +343,7 @@ _BESIDE = {BLUE: -0.08, ORANGE: 0.08}         # whiskers of the two models stand
 
 def _curve(fig: go.Figure, table: pd.DataFrame, column: str, name: str, look: tuple[str, str, str], col: int,
            legend: bool = True, whiskers: bool = True) -> None:
-    """Mean over pictures by block; whiskers from the lowest picture to the highest."""
+    """Mean over images by block; whiskers from the lowest image to the highest."""
     group = table.dropna(subset=[column]).groupby("block")[column]
     mean, low, high = (getattr(group, what)() for what in ("mean", "min", "max"))
     colour, symbol, dash = look
@@ -376,18 +376,18 @@ def attention_figure(measured: dict[str, pd.DataFrame]) -> go.Figure:
 
 
 def stream_figure(measured: dict[tuple[str, str], pd.DataFrame]) -> go.Figure:
-    """By depth, of the stream: share of fine detail in the picture plane, and effective rank.
+    """By depth, of the stream: share of fine detail in the image plane, and effective rank.
 
     Args:
-        measured: of `by_depth`, by (model, pictures). Whiskers where a model sees the pictures it was trained for.
+        measured: of `by_depth`, by (model, images). Whiskers where a model sees the images it was trained for.
     """
     fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.14)
-    for (model, pictures), table in measured.items():
+    for (model, images), table in measured.items():
         colour, symbol = _LINES[model]
-        own = model == pictures
+        own = model == images
         look = (colour, symbol if own else symbol + "-open", "solid" if own else "dash")
-        _curve(fig, table, "fine_stream", f"{model} model on {pictures}", look, 1, whiskers=own)
-        _curve(fig, table, "rank_stream", f"{model} model on {pictures}", look, 2, legend=False, whiskers=own)
+        _curve(fig, table, "fine_stream", f"{model} model on {images}", look, 1, whiskers=own)
+        _curve(fig, table, "rank_stream", f"{model} model on {images}", look, 2, legend=False, whiskers=own)
     depth = int(table["block"].max())
     noise = round(fine_detail_of_noise(), 4)
     fig.add_trace(go.Scatter(x=[0, depth], y=[noise, noise], mode="lines", name="tokens in shuffled places",
@@ -402,17 +402,17 @@ def stream_figure(measured: dict[tuple[str, str], pd.DataFrame]) -> go.Figure:
 
 
 def first_and_last(measured: dict[tuple[str, str], pd.DataFrame], column: str = "fine_stream") -> pd.DataFrame:
-    """A quantity of the stream at the embedding and after the last block, and in how many pictures it fell."""
+    """A quantity of the stream at the embedding and after the last block, and in how many images it fell."""
     rows = []
-    for (model, pictures), table in measured.items():
-        wide = table.pivot(index="picture", columns="block", values=column)
+    for (model, images), table in measured.items():
+        wide = table.pivot(index="image", columns="block", values=column)
         first, last = wide.iloc[:, 0], wide.iloc[:, -1]
-        rows.append((model, pictures, first.mean(), last.mean(), f"{(last < first).sum()} of {len(wide)}"))
-    return pd.DataFrame(rows, columns=["model", "pictures", "embedding", "last", "fell in"]).round(3)
+        rows.append((model, images, first.mean(), last.mean(), f"{(last < first).sum()} of {len(wide)}"))
+    return pd.DataFrame(rows, columns=["model", "images", "embedding", "last", "fell in"]).round(3)
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a table of `by_depth`: means over pictures, a row per block, the embedding left out."""
+    """Of a table of `by_depth`: means over images, a row per block, the embedding left out."""
     return table[table["block"] > 0].groupby("block").mean()
 
 

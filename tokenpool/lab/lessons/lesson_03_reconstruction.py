@@ -149,10 +149,10 @@ def sensitivity_figure(points: pd.DataFrame, slope: float) -> go.Figure:
 
 def error_by_k(tokens: Tensor, score: Tensor, ks: tuple[int, ...],
                methods: tuple[str, ...] = ("top_k", "random", "wk_medoids", "wk_means")) -> pd.DataFrame:
-    """Share of the tokens' variance that is lost, mean over pictures with its 95 % interval.
+    """Share of the tokens' variance that is lost, mean over images with its 95 % interval.
 
     Args:
-        tokens: (pictures, N, C). score: (pictures, N).
+        tokens: (images, N, C). score: (images, N).
     """
     variance = (tokens - tokens.mean(1, keepdim=True)).square().sum((1, 2))
     rows = []

@@ -23,9 +23,9 @@ from tokenpool.lab.lessons.lesson_03_reconstruction import CLOUDS, cloud
 from tokenpool.lab.widgets.controls import Choice, Number
 from tokenpool.lab.widgets.explorer import Explorer
 from tokenpool.report.claims import Gap, Table, gap
-from tokenpool.report.figures import START_LOOKS, summary
+from tokenpool.report.figures import INIT_LOOKS, summary
 
-STARTS = tuple(START_LOOKS)
+INITS = tuple(INIT_LOOKS)
 #: one colour and one symbol a cluster, so that neither has to be seen to follow the other
 CLUSTER_LOOKS = ((BLUE, "circle"), (ORANGE, "square"), (GREEN, "diamond"), (PURPLE, "triangle-up"),
                  (INK, "triangle-down"), (GREY, "pentagon"), (BLUE, "star"), (ORANGE, "hexagon"))
@@ -153,7 +153,7 @@ def wrong_updates(tokens: Tensor, weights: Tensor, k: int) -> pd.DataFrame:
     """`broken_medoid_update` on the first clusters from a random start: one row per cluster.
 
     Args:
-        tokens: (pictures, N, C). weights: (pictures, N).
+        tokens: (images, N, C). weights: (images, N).
 
     Returns:
         columns size, inside (is the new medoid a member?), wrong (is there a better member?), cost, least.
@@ -185,7 +185,7 @@ def run_with(update: Callable[..., Tensor], d: Tensor, start: Tensor, w: Tensor,
 
 
 def symptom(tokens: Tensor, score: Tensor, k: int, rounds: int = 5) -> dict[str, np.ndarray]:
-    """Error by half-step as a share of that of the first assignment, mean over pictures; broken and right update,
+    """Error by half-step as a share of that of the first assignment, mean over images; broken and right update,
     equal weights and the score as weight: name -> (2 * rounds,)."""
     d = clustering.pairwise(clustering.centred(tokens))
     starts = random_starts(len(tokens), tokens.shape[1], k, seed=0)
@@ -200,35 +200,35 @@ def symptom(tokens: Tensor, score: Tensor, k: int, rounds: int = 5) -> dict[str,
 
 # ---- starts at full size ----
 
-def random_starts(pictures: int, n: int, k: int, seed: int) -> Tensor:
-    """k different tokens by chance, anew for every picture: (pictures, k). The package draws one set of places for a
-    whole batch; here pictures must be independent, because intervals over pictures are taken."""
-    return torch.rand(pictures, n, generator=_draw(seed)).argsort(1)[:, :k]
+def random_starts(images: int, n: int, k: int, seed: int) -> Tensor:
+    """k different tokens by chance, anew for every image: (images, k). The package draws one set of places for a
+    whole batch; here images must be independent, because intervals over images are taken."""
+    return torch.rand(images, n, generator=_draw(seed)).argsort(1)[:, :k]
 
 
 def make_start(name: str, d: Tensor, score: Tensor, k: int, seed: int) -> Tensor:
     """The k tokens that a clustering begins with: distances (B, N, N), score (B, N) -> (B, k)."""
-    pictures, n, _ = d.shape
+    images, n, _ = d.shape
     if name == "top_k":
         return clustering.top_k(score, k)
     if name == "random":
-        return random_starts(pictures, n, k, seed)
+        return random_starts(images, n, k, seed)
     if name == "farthest_first":
         return clustering.farthest_first(d, k)
-    # numbers of shape (step, picture, 1): every picture draws for itself, as in `random_starts`
-    noise = torch.rand(n, pictures, 1, generator=_draw(seed))
+    # numbers of shape (step, image, 1): every image draws for itself, as in `random_starts`
+    noise = torch.rand(n, images, 1, generator=_draw(seed))
     return clustering.k_means_plus_plus(d, k, torch.ones_like(score), noise)
 
 
 def error_path(tokens: Tensor, score: Tensor, k: int, start: str, rounds: int = 5, weighted: bool = False,
                seeds: int = 1) -> Tensor:
-    """What K-Medoids loses after 0, 1, ..., `rounds` rounds, as a share of the variance: (seeds, rounds + 1, pictures).
+    """What K-Medoids loses after 0, 1, ..., `rounds` rounds, as a share of the variance: (seeds, rounds + 1, images).
 
     The error is the one that the rounds lower: the stand-ins are the medoids, and the weights, also of the variance,
     are those of the update.
 
     Args:
-        tokens: (pictures, N, C). score: (pictures, N), for the top-K start and, if `weighted`, as weight.
+        tokens: (images, N, C). score: (images, N), for the top-K start and, if `weighted`, as weight.
     """
     x = clustering.centred(tokens)
     d = clustering.pairwise(x)
@@ -252,21 +252,21 @@ def seeds_of(start: str, many: int) -> int:
 
 
 def final_by_start(tokens: Tensor, score: Tensor, k: int, seeds: int) -> dict[str, Tensor]:
-    """What every start has lost after five rounds: start -> (seeds, pictures)."""
-    return {s: error_path(tokens, score, k, s, seeds=seeds_of(s, seeds))[:, -1] for s in STARTS}
+    """What every start has lost after five rounds: start -> (seeds, images)."""
+    return {s: error_path(tokens, score, k, s, seeds=seeds_of(s, seeds))[:, -1] for s in INITS}
 
 
 def error_by_round(tokens: Tensor, score: Tensor, k: int, rounds: int = 6, seeds: int = 5) -> pd.DataFrame:
-    """Columns start, round, error, half: mean over seeds and pictures, with its 95 % interval over pictures."""
+    """Columns start, round, error, half: mean over seeds and images, with its 95 % interval over images."""
     rows = []
-    for start in STARTS:
+    for start in INITS:
         path = error_path(tokens, score, k, start, rounds, seeds=seeds_of(start, seeds)).mean(0)
         rows += [(start, t, e.mean().item(), 1.96 * e.std().item() / len(e) ** 0.5) for t, e in enumerate(path)]
     return pd.DataFrame(rows, columns=["start", "round", "error", "half"])
 
 
 def still_moving(tokens: Tensor, score: Tensor, k: int, start: str, rounds: int = 5) -> float:
-    """Share of pictures that a further round would still change."""
+    """Share of images that a further round would still change."""
     d = clustering.pairwise(clustering.centred(tokens))
     begin, ones = make_start(start, d, score, k, 0), torch.ones_like(score)
     before, after = (clustering.k_medoids(d, begin, ones, t)[1] for t in (rounds, rounds + 1))
@@ -277,7 +277,7 @@ def intervals(errors: dict[str, Tensor], against: str = "random") -> pd.DataFram
     """Difference of each start's error from that of one of them, in % of the latter, with two 95 % half widths.
 
     Args:
-        errors: start -> (pictures,), the same pictures for all.
+        errors: start -> (images,), the same images for all.
 
     Returns:
         columns start, difference, paired, unpaired.
@@ -297,10 +297,10 @@ def gap_by_block(layers: list[tuple[Tensor, Tensor]], k: int, seeds: int = 3) ->
     """Error from the top-K start above that from a random one, in %, block by block, for both losses.
 
     Args:
-        layers: of every block its tokens (pictures, N, C) and score (pictures, N).
+        layers: of every block its tokens (images, N, C) and score (images, N).
 
     Returns:
-        columns block (from 1), loss, difference, half (95 %, paired over pictures), held (share of all score that
+        columns block (from 1), loss, difference, half (95 %, paired over images), held (share of all score that
         the k tokens with most of it hold).
     """
     rows = []
@@ -316,7 +316,7 @@ def gap_by_block(layers: list[tuple[Tensor, Tensor]], k: int, seeds: int = 3) ->
 
 
 def group_sizes(tokens: Tensor, score: Tensor, k: int) -> pd.DataFrame:
-    """Groups of WK-Medoids after five rounds, mean over pictures: columns start, largest (tokens of the largest group),
+    """Groups of WK-Medoids after five rounds, mean over images: columns start, largest (tokens of the largest group),
     alone (groups of one token)."""
     d = clustering.pairwise(clustering.centred(tokens))
     rows = []
@@ -329,7 +329,7 @@ def group_sizes(tokens: Tensor, score: Tensor, k: int) -> pd.DataFrame:
 
 # ---- recorded accuracies ----
 
-PRESETS = {"pebbles": "made-up pictures (pebbles)", "imagenet50_cpu": "photographs (50 classes)"}
+PRESETS = {"pebbles": "made-up images (pebbles)", "imagenet50_cpu": "photographs (50 classes)"}
 
 
 @functools.lru_cache(maxsize=2)
@@ -338,7 +338,7 @@ def recorded(preset: str) -> pd.DataFrame:
     rows = shipped_rows(f"{preset}-runs")
     table = Table(rows, preset)
     return rows[(rows["preset"] == preset) & (rows["method"] == "wk_medoids") & (rows["model"] == table.first)
-                & (rows["qk"] == "") & (rows["schedule_name"] == "") & rows["start"].isin(STARTS)]
+                & (rows["qk"] == "") & (rows["schedule_name"] == "") & rows["init"].isin(INITS)]
 
 
 def accuracy(preset: str, saving: float = 0.42) -> pd.DataFrame:
@@ -352,7 +352,7 @@ def accuracy(preset: str, saving: float = 0.42) -> pd.DataFrame:
 def with_counts(start: str, saving: float = 0.42) -> float:
     """Top-1 of the untouched model with carried counts, WK-Medoids on pebbles, mean over the recorded seeds."""
     rows = shipped_rows("pebbles")
-    mine = rows[(rows["method"] == "wk_medoids") & (rows["start"] == start) & rows["counts"]
+    mine = rows[(rows["method"] == "wk_medoids") & (rows["init"] == start) & rows["counts"]
                 & np.isclose(rows["saving"], saving)]
     return float(mine["top1"].mean())
 
@@ -366,12 +366,12 @@ def robustness(preset: str) -> Gap:
 
 
 def accuracy_gap(preset: str, a: str, b: str, stage: str, saving: float = 0.42) -> Gap:
-    """Top-1 of start a above start b, on the same pictures, counts not carried: difference and 95 % half width."""
+    """Top-1 of start a above start b, on the same images, counts not carried: difference and 95 % half width."""
     rows = recorded(preset)
     mine = rows[np.isclose(rows["saving"], saving) & (rows["stage"] == stage) & ~rows["counts"]]
     # what one finetuning differs from the next is estimated from all of the preset's settings
     noise = Table(shipped_rows(f"{preset}-runs"), preset).noise
-    return gap(mine[mine["start"] == a], mine[mine["start"] == b], noise if stage == "finetuned" else 0.0)
+    return gap(mine[mine["init"] == a], mine[mine["init"] == b], noise if stage == "finetuned" else 0.0)
 
 
 # ---- figures ----
@@ -423,7 +423,7 @@ def round_figure(table: pd.DataFrame) -> go.Figure:
     """Columns start, round, error, half: a curve per start."""
     fig = go.Figure()
     for start, part in table.groupby("start", sort=False):
-        colour, symbol, dash = START_LOOKS[start]
+        colour, symbol, dash = INIT_LOOKS[start]
         fig.add_scatter(x=part["round"].tolist(), y=part["error"].round(4).tolist(), name=f"{start} start",
                         mode="lines+markers", line=dict(color=colour, dash=dash), marker=dict(symbol=symbol, size=9),
                         error_y=dict(type="data", array=part["half"].round(4).tolist(), thickness=1))
@@ -436,7 +436,7 @@ def strip_figure(finals: dict[str, list[float]], title: str, up: str) -> go.Figu
     """start -> final errors: one column of points a start, spread sideways so that none hides another."""
     fig = go.Figure()
     for column, (start, errors) in enumerate(finals.items()):
-        colour, symbol, _ = START_LOOKS[start]
+        colour, symbol, _ = INIT_LOOKS[start]
         many = len(errors) > 1
         fig.add_scatter(x=_spread(column, len(errors)), y=[round(e, 4) for e in errors], mode="markers",
                         name=f"{start} start", marker=dict(color=colour, symbol=symbol, size=7 if many else 12,
@@ -471,7 +471,7 @@ def accuracy_figure(tables: dict[str, pd.DataFrame]) -> go.Figure:
             fig.add_scatter(x=part["error"].round(4).tolist(), y=(100 * part["top1"]).round(2).tolist(), mode="lines",
                             line=dict(color=GREY, dash=dash), name=stage, showlegend=column == 1, col=column, row=1)
             for _, point in part.iterrows():
-                colour, symbol, _ = START_LOOKS[point["start"]]
+                colour, symbol, _ = INIT_LOOKS[point["init"]]
                 fig.add_scatter(
                     x=[round(point["error"], 4)], y=[round(100 * point["top1"], 2)], mode="markers",
                     name=f"{point['start']} start", showlegend=column == 1 and stage == "finetuned",
@@ -530,7 +530,7 @@ def final_errors(cloud_name: str, k: int, method: str) -> dict[str, list[float]]
     """Where every start ends when left alone: start -> errors, one for each seed where there is chance."""
     f, _ = cloud(cloud_name)
     out = {}
-    for start in STARTS:
+    for start in INITS:
         begin = torch.cat([cloud_start(cloud_name, k, start, seed) for seed in range(seeds_of(start, SEEDS))])
         x = clustering.centred(f[None]).expand(len(begin), -1, -1)
         ones = x.new_ones(x.shape[:2])
@@ -606,12 +606,12 @@ def scene_figure(c: Scene) -> go.Figure:
                     marker=dict(color=INK, symbol="x", size=12, line=dict(color="white", width=1)))
     best = c.best
     for column, (start, errors) in enumerate(c.finals.items()):
-        colour, symbol, _ = START_LOOKS[start]
+        colour, symbol, _ = INIT_LOOKS[start]
         many = len(errors) > 1
         fig.add_scatter(x=_spread(column, len(errors)), y=[round(e / best, 3) for e in errors], mode="markers",
                         name=start, showlegend=False, col=2, row=1,
                         marker=dict(color=colour, symbol=symbol, size=6 if many else 11, opacity=0.6 if many else 1.0))
-    column, mine = STARTS.index(c.start), c.finals[c.start]
+    column, mine = INITS.index(c.start), c.finals[c.start]
     place = _spread(column, len(mine))[c.seed if len(mine) > 1 else 0]
     fig.add_scatter(x=[place], y=[round(c.final / best, 3)], mode="markers", name="this run's end", col=2, row=1,
                     marker=dict(color=PURPLE, symbol="circle-open", size=17, line=dict(width=3)))
@@ -668,7 +668,7 @@ def scene_table(c: Scene) -> pd.DataFrame:
 def explore() -> Explorer:
     return Explorer({"cloud_name": Choice("Token cloud", CLOUDS, CLOUDS[1]),
                      "method": Choice("Method", ("k_medoids", "k_means")),
-                     "k": Number("Centres, K", 6, 2, 8), "start": Choice("Start", STARTS),
+                     "k": Number("Centres, K", 6, 2, 8), "start": Choice("Start", INITS),
                      "seed": Number("Seed, where there is chance", 0, 0, SEEDS - 1),
                      "at": Number("Half-step (odd: assign, even: move)", 8, 0, 16)},
                     scene, scene_figure, scene_words, scene_table, height=470,
@@ -690,7 +690,7 @@ PREDICTIONS = (
                        "03), and a centre has no reason to leave a crowd that it shares with others.",
                     3: "The rounds do repair much of a bad start, most of it in the first one."},
                tell=lambda percent: f"the top-K start ends {percent:+.1f} % above the random start"),
-    Prediction("b", "One picture, one seed: a random start against `farthest_first`, which has no chance in it. In how "
+    Prediction("b", "One image, one seed: a random start against `farthest_first`, which has no chance in it. In how "
                     "many of all such pairs does *chance* end at the lower error?",
                ("in about half: starts are a lottery", "in about a quarter", "in fewer than one in ten"),
                answer=lambda share: 0 if share > 0.35 else 1 if share > 0.1 else 2,
@@ -822,7 +822,7 @@ def _(answer):
 
 
 @exercise("c", minutes=6, level=2, hints=(
-    "One picture, one difference: `difference = a - b`, n numbers.",
+    "One image, one difference: `difference = a - b`, n numbers.",
     "Their standard deviation, with n - 1 in the denominator (`std()` of torch does that), divided by the root of n, "
     "is how far their *mean* scatters.",
     "Return `difference.mean()` and `1.96 * difference.std() / n ** 0.5`."))

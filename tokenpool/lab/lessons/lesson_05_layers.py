@@ -130,25 +130,25 @@ def equal_cost(saving: float = 0.42, method: str = "wk_medoids") -> dict[str, Sc
 
 @dataclass(frozen=True)
 class Measured:
-    """What a schedule does to pictures nobody has trained on."""
+    """What a schedule does to images nobody has trained on."""
 
-    right: np.ndarray           # (pictures,) bool
-    belief: np.ndarray          # (pictures,) probability given to the true class
-    error: np.ndarray           # (blocks, pictures) share of the tokens' variance lost by each pooling
+    right: np.ndarray           # (images,) bool
+    belief: np.ndarray          # (images,) probability given to the true class
+    error: np.ndarray           # (blocks, images) share of the tokens' variance lost by each pooling
 
     def lost_to(self, other: Measured) -> tuple[float, float]:
-        """Accuracy below `other`, in points, with the half-width of its 95 % interval: picture by picture."""
+        """Accuracy below `other`, in points, with the half-width of its 95 % interval: image by image."""
         return paired(other.right, self.right)
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Accuracy of a above that of b in points, and the half-width of the 95 % interval over pictures."""
+    """Accuracy of a above that of b in points, and the half-width of the 95 % interval over images."""
     difference = 100 * (a.astype(float) - b)
     return float(difference.mean()), float(1.96 * difference.std(ddof=1) / len(difference) ** 0.5)
 
 
 @functools.lru_cache(maxsize=4)
-def _pictures(series: str, count: int) -> tuple[Tensor, Tensor]:
+def _images(series: str, count: int) -> tuple[Tensor, Tensor]:
     """"test": those that results are measured on. "tune": others, to choose by."""
     if series == "tune":
         x, _, labels, _ = pebbles(count)
@@ -158,11 +158,11 @@ def _pictures(series: str, count: int) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=128)
-def measure(schedule: Schedule | None, method: str = "wk_medoids", start: str | None = None, counts: bool = False,
+def measure(schedule: Schedule | None, method: str = "wk_medoids", init: str | None = None, counts: bool = False,
             count: int = 300, series: str = "test") -> Measured:
     """The shipped model with a schedule (None: all tokens), without finetuning, on `count` pebbles."""
-    model = tp.PooledViT(shipped_vit(), schedule, method=method, init=start, carry_counts=counts).eval()
-    x, y = _pictures(series, count)
+    model = tp.PooledViT(shipped_vit(), schedule, method=method, init=init, carry_counts=counts).eval()
+    x, y = _images(series, count)
     with torch.no_grad():
         traces = [model.trace(part) for part in x.split(100)]
     logits = torch.cat([t.logits for t in traces])
@@ -194,9 +194,9 @@ def one_cut(k: int = 16, count: int = 100, ways: Sequence[str] = tuple(WAYS)[:3]
     plain = measure(None, count=count, series="tune")
     rows = []
     for way in ways:
-        method, start, counts, _ = WAYS[way]
+        method, init, counts, _ = WAYS[way]
         for block in range(DEPTH - 1):
-            m = measure(once(block, k), method, start, counts, count, "tune")
+            m = measure(once(block, k), method, init, counts, count, "tune")
             lost, half = m.lost_to(plain)
             error = m.error[block]
             rows.append((way, block + 1, error.mean(), 1.96 * error.std(ddof=1) / count ** 0.5, lost, half))
@@ -318,11 +318,11 @@ def schedules_table(saving: float = 0.42, count: int = 300) -> pd.DataFrame:
         way, schedule, tokens, top1 and half (in %), error (summed over blocks), above_early and its half (in points).
     """
     rows = []
-    for way, (method, start, counts, _) in WAYS.items():
+    for way, (method, init, counts, _) in WAYS.items():
         family = equal_cost(saving, method)
-        early = measure(family["early"], method, start, counts, count)
+        early = measure(family["early"], method, init, counts, count)
         for name, ks in family.items():
-            m = measure(ks, method, start, counts, count)
+            m = measure(ks, method, init, counts, count)
             p = m.right.mean()
             rows.append((way, name, " ".join(map(str, ks)), 100 * p, 196 * (p * (1 - p) / count) ** 0.5,
                          m.error.mean(1).sum(), *paired(m.right, early.right)))
@@ -334,8 +334,8 @@ def error_table(saving: float = 0.42, count: int = 300) -> pd.DataFrame:
     """Error of every pooling of the geometric schedule, by block: way, block, error, half."""
     ways = {"random": ("random", None, False), **{w: v[:3] for w, v in WAYS.items()}}
     rows = []
-    for way, (method, start, counts) in ways.items():
-        error = measure(equal_cost(saving, method)["geometric"], method, start, counts, count).error[:DEPTH - 1]
+    for way, (method, init, counts) in ways.items():
+        error = measure(equal_cost(saving, method)["geometric"], method, init, counts, count).error[:DEPTH - 1]
         rows += [(way, block + 1, e.mean(), 1.96 * e.std(ddof=1) / count ** 0.5) for block, e in enumerate(error)]
     return pd.DataFrame(rows, columns=["way", "block", "error", "half"])
 
@@ -359,7 +359,7 @@ def schedules_figure(table: pd.DataFrame, errors: pd.DataFrame, title: str) -> g
 
 @functools.lru_cache(maxsize=1)
 def damage_tables(count: int = 100, ks: tuple[int, ...] = (1, 4, 16, 32)) -> dict[str, np.ndarray]:
-    """What one cut to k after block l costs, paper's method, measured on pictures that no result is taken from.
+    """What one cut to k after block l costs, paper's method, measured on images that no result is taken from.
 
     Returns:
         "error": share of the variance lost; "belief": probability of the true class lost. Each (5, 65), by block and
@@ -369,7 +369,7 @@ def damage_tables(count: int = 100, ks: tuple[int, ...] = (1, 4, 16, 32)) -> dic
     tables = {"error": np.zeros((DEPTH - 1, len(ks) + 1)), "belief": np.zeros((DEPTH - 1, len(ks) + 1))}
     for block in range(DEPTH - 1):
         for place, k in enumerate(ks):
-            m = measure(once(block, k), start="top_k", count=count, series="tune")
+            m = measure(once(block, k), init="top_k", count=count, series="tune")
             tables["error"][block, place] = m.error[block].mean()
             tables["belief"][block, place] = max(0.0, float((plain - m.belief).mean()))
     full = {}
@@ -389,7 +389,7 @@ def total(table: np.ndarray) -> Callable[[Sequence[int]], float]:
 
 
 def bought_table(count: int = 300) -> pd.DataFrame:
-    """Three schedules of the same MACs (clustering left out), paper's method, on the test pictures.
+    """Three schedules of the same MACs (clustering left out), paper's method, on the test images.
 
     Returns:
         rule, tokens, share and share_without (of the plain model's MACs, with and without clustering), top1, half,
@@ -404,9 +404,9 @@ def bought_table(count: int = 300) -> pd.DataFrame:
                                       lambda s: macs_of((*s, s[-1]), clustering=False), budget)
         rules[rule] = (*ks, ks[-1])
     rows = []
-    base = measure(middle, start="top_k", count=count).right
+    base = measure(middle, init="top_k", count=count).right
     for rule, ks in rules.items():
-        right = measure(ks, start="top_k", count=count).right
+        right = measure(ks, init="top_k", count=count).right
         p = right.mean()
         rows.append((rule, " ".join(map(str, ks)), macs_of(ks) / plain, macs_of(ks, clustering=False) / plain, 100 * p,
                      196 * (p * (1 - p) / count) ** 0.5, *paired(right, base)))
@@ -437,7 +437,7 @@ def recorded() -> pd.DataFrame:
         method, stage, schedule_name, schedule, share (of the plain model's MACs), top1, top1_low, top1_high.
     """
     rows = pd.read_csv(data_folder() / "runs" / "pebbles-runs.csv", keep_default_na=False)
-    rows = rows[rows["method"].isin(["top_k", "wk_medoids"]) & rows["start"].isin(["", "top_k"]) & ~rows["counts"]]
+    rows = rows[rows["method"].isin(["top_k", "wk_medoids"]) & rows["init"].isin(["", "top_k"]) & ~rows["counts"]]
     rows = rows.assign(share=rows["gmacs"] / rows["gmacs_plain"]).sort_values("share")
     return rows[["method", "stage", "schedule_name", "schedule", "share", "top1", "top1_low", "top1_high"]]
 

@@ -171,7 +171,7 @@ def _weights(products: Tensor, k: Tensor) -> Tensor:
 
 
 def attention_change(q: Tensor, k: Tensor, change: str) -> Tensor:
-    """Share of a query's attention that moves to other keys: total variation, mean over pictures and queries.
+    """Share of a query's attention that moves to other keys: total variation, mean over images and queries.
 
     Args:
         q, k: (B, heads, N, d). change: a name of `CHANGES`.
@@ -183,7 +183,7 @@ def attention_change(q: Tensor, k: Tensor, change: str) -> Tensor:
 
 
 def length_spread(x: Tensor) -> Tensor:
-    """Standard deviation over mean of the vectors' lengths in one picture, mean over pictures: (B, H, N, d) -> (H,)."""
+    """Standard deviation over mean of the vectors' lengths in one image, mean over images: (B, H, N, d) -> (H,)."""
     length = x.norm(dim=-1)
     return (length.std(-1) / length.mean(-1)).mean(0)
 
@@ -209,7 +209,7 @@ def head_table(models: Mapping[str, tuple[nn.Module, Tensor]]) -> pd.DataFrame:
 
 
 @functools.lru_cache(maxsize=1)
-def photo_pictures() -> Tensor:
+def photo_images() -> Tensor:
     """Five photographs, each whole and in quarters, as `photograph_vit` wants them: (25, 3, 64, 64)."""
     cut = []
     for pixels in photographs(128).values():
@@ -302,14 +302,14 @@ def lengths_away(vit: nn.Module, x: Tensor, labels: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "top1", "low", "high"])
 
 
-def away_figure(table: pd.DataFrame, pictures: int) -> go.Figure:
-    """A row per change, its top-1 and the 95 % interval over pictures."""
+def away_figure(table: pd.DataFrame, images: int) -> go.Figure:
+    """A row per change, its top-1 and the 95 % interval over images."""
     fig = go.Figure(go.Scatter(
         x=(100 * table["top1"]).round(1).tolist(), y=table["what"].tolist(), mode="markers", showlegend=False,
         marker=dict(color=BLUE, size=11),
         error_x=dict(type="data", symmetric=False, array=(100 * (table["high"] - table["top1"])).round(1).tolist(),
                      arrayminus=(100 * (table["top1"] - table["low"])).round(1).tolist(), thickness=2)))
-    fig.update_xaxes(title=f"top-1 on {pictures} pebble pictures, %; bars: 95 %", range=[0, 103])
+    fig.update_xaxes(title=f"top-1 on {images} pebble images, %; bars: 95 %", range=[0, 103])
     fig.update_yaxes(autorange="reversed", automargin=True)
     return fig.update_layout(title="What is left of a trained model without lengths?", height=360)
 
@@ -334,14 +334,14 @@ def recorded_pairs() -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
 def ablation() -> pd.DataFrame:
     """R1 with learned alpha minus usual attention, in points of top-1, with two 95 % half widths.
 
-    Columns: what, r1, usual (top-1), difference, pictures (half width from pictures alone), half (with the noise
+    Columns: what, r1, usual (top-1), difference, images (half width from images alone), half (with the noise
     between finetunings; missing for the base models, whose noise was never measured), runs (R1 and usual).
     """
     rows = []
     for what, (ours, theirs) in recorded_pairs().items():
         alone, both = gap(ours, theirs, 0.0), gap(ours, theirs, recorded().noise)
         rows.append({"what": what, "r1": 100 * ours["top1"].mean(), "usual": 100 * theirs["top1"].mean(),
-                     "difference": 100 * alone.value, "pictures": 100 * alone.half,
+                     "difference": 100 * alone.value, "images": 100 * alone.half,
                      "half": math.nan if what == "base models" else 100 * both.half,
                      "runs": f"{len(ours)} and {len(theirs)}"})
     return pd.DataFrame(rows)
@@ -362,8 +362,8 @@ def ablation_figure(table: pd.DataFrame) -> go.Figure:
     fig.add_annotation(x=0, y=1.0, yref="paper", yanchor="bottom", text=f"band: {little:g} points, called little",
                        showarrow=False, font=dict(color=GREY))
     for name, y, x, half, colour, symbol in (
-            ("95 %, pictures alone", at - 0.13, table["difference"], table["pictures"], ORANGE, "diamond"),
-            ("95 %, pictures and finetunings", at[known] + 0.13, part["difference"], part["half"], BLUE, "circle")):
+            ("95 %, images alone", at - 0.13, table["difference"], table["images"], ORANGE, "diamond"),
+            ("95 %, images and finetunings", at[known] + 0.13, part["difference"], part["half"], BLUE, "circle")):
         fig.add_scatter(x=x.round(2).tolist(), y=y.tolist(), mode="markers", name=name,
                         marker=dict(color=colour, symbol=symbol, size=11),
                         error_x=dict(type="data", array=half.round(2).tolist(), thickness=2, width=6, color=colour))
@@ -379,9 +379,9 @@ def verdict() -> Verdict:
     return next(v for v in claims(shipped_rows(f"{PRESET}-runs"), PRESET) if v.claim.startswith("normalised"))
 
 
-def half_width(pictures: float, noise: float, runs: int) -> float:
+def half_width(images: float, noise: float, runs: int) -> float:
     """95 % half width of a difference, with so many finetunings on each side."""
-    return math.hypot(pictures, 1.96 * noise * math.sqrt(2 / runs))
+    return math.hypot(images, 1.96 * noise * math.sqrt(2 / runs))
 
 
 # ---- the explorer: compute, draw, say ----
@@ -535,7 +535,7 @@ PREDICTIONS = (
                        "it. Even the worst mixture is flatter than this."},
                tell=lambda keys: f"at least {keys:.1f} of 64 keys"),
     Prediction("c", "Two trained models with usual attention. In a typical head, by how much do the lengths of a "
-                    "picture's keys spread, as a share of their mean?",
+                    "image's keys spread, as a share of their mean?",
                ("less than 5 %: as good as one length", "5 to 20 %", "more than 20 %"),
                answer=lambda spread: 0 if max(spread.values()) < 0.05 else 2 if min(spread.values()) > 0.2 else 1,
                why={0: "Tokens are normalised before each block, which makes this tempting. But a key is a matrix "
@@ -543,14 +543,14 @@ PREDICTIONS = (
                     1: "Nothing in training holds the lengths together, and a length is useful: a long key is louder "
                        "for every query that agrees with it."},
                tell=lambda spread: "median head, " + ", ".join(f"{v:.0%} in the {n} model" for n, v in spread.items())),
-    Prediction("d", "R1 with learned alpha against usual attention: both finetuned, 2,500 pictures. How small a "
+    Prediction("d", "R1 with learned alpha against usual attention: both finetuned, 2,500 images. How small a "
                     "difference can such an experiment tell from chance?",
                ("a tenth of a point", "half a point", "about two points"),
                answer=lambda half: 0 if half < 0.3 else 1 if half < 1.0 else 2,
-               why={0: "One picture is a twenty-fifth of a point, so a tenth can be *written down*. But between two "
-                       "equally good models many pictures change sides, by chance not equally many each way.",
+               why={0: "One image is a twenty-fifth of a point, so a tenth can be *written down*. But between two "
+                       "equally good models many images change sides, by chance not equally many each way.",
                     1: "Half a point is what one finetuning differs from the next, as one standard deviation. The "
-                       "pictures come on top, and a 95 % interval reaches two standard deviations to each side."},
+                       "images come on top, and a 95 % interval reaches two standard deviations to each side."},
                tell=lambda half: f"a 95 % interval of ± {half:.1f} points"),
 )
 
@@ -625,22 +625,22 @@ def _(answer):
 
 
 @exercise("c", minutes=10, level=3, hints=(
-    "Pair first: for every picture, the mean over our runs minus the mean over theirs. `difference` is their mean.",
-    "Pictures: the standard error of that mean, `apart.std() / n ** 0.5`. Finetunings: the difference of two means, "
+    "Pair first: for every image, the mean over our runs minus the mean over theirs. `difference` is their mean.",
+    "Images: the standard error of that mean, `apart.std() / n ** 0.5`. Finetunings: the difference of two means, "
     "over R and over S runs, has the standard deviation `run_noise * (1 / R + 1 / S) ** 0.5`.",
-    "Independent parts add in quadrature: `half = 1.96 * math.hypot(pictures, runs)`. Undecided if the interval "
+    "Independent parts add in quadrature: `half = 1.96 * math.hypot(images, runs)`. Undecided if the interval "
     "difference ± half holds 0."))
 def beyond_noise(ours, theirs, run_noise):
     apart = ours.mean(0) - theirs.mean(0)
-    pictures = apart.std().item() / len(apart) ** 0.5
+    images = apart.std().item() / len(apart) ** 0.5
     runs = run_noise * (1 / len(ours) + 1 / len(theirs)) ** 0.5
-    difference, half = apart.mean().item(), 1.96 * math.hypot(pictures, runs)
+    difference, half = apart.mean().item(), 1.96 * math.hypot(images, runs)
     verdict = "undecided" if abs(difference) <= half else "above" if difference > 0 else "below"
     return difference, half, verdict
 
 
-def _picture_rows(n: int, runs: int, right: float, seed: int) -> Tensor:
-    """Runs of one system on n pictures, of which some are hard for every run: (runs, n), 0 or 1."""
+def _image_rows(n: int, runs: int, right: float, seed: int) -> Tensor:
+    """Runs of one system on n images, of which some are hard for every run: (runs, n), 0 or 1."""
     draw = torch.Generator().manual_seed(seed)
     easy = torch.rand(n, generator=torch.Generator().manual_seed(99))
     return (easy + 0.25 * torch.randn(runs, n, generator=draw) < right).float()
@@ -648,7 +648,7 @@ def _picture_rows(n: int, runs: int, right: float, seed: int) -> Tensor:
 
 @beyond_noise.check_by
 def _(answer):
-    ours, theirs, noise = _picture_rows(900, 1, 0.62, 1), _picture_rows(900, 2, 0.5, 2), 0.012
+    ours, theirs, noise = _image_rows(900, 1, 0.62, 1), _image_rows(900, 2, 0.5, 2), 0.012
 
     def asked(ours: Tensor, theirs: Tensor, noise: float) -> tuple[float, float, str]:
         got = answer(ours, theirs, noise)
@@ -656,39 +656,39 @@ def _(answer):
         return float(got[0]), float(got[1]), str(got[2])
 
     apart = ours.mean(0) - theirs.mean(0)
-    n, pictures = len(apart), apart.std().item() / len(apart) ** 0.5
+    n, images = len(apart), apart.std().item() / len(apart) ** 0.5
     runs = noise * (1 / len(ours) + 1 / len(theirs)) ** 0.5
-    right = 1.96 * math.hypot(pictures, runs)
+    right = 1.96 * math.hypot(images, runs)
     difference, half, _ = asked(ours, theirs, noise)
     ensure(not _near(difference, -apart.mean().item()), "The sign: ours minus theirs, so that above means better.")
     ensure(not _near(difference, 100 * apart.mean().item()), "Shares are asked for, not percent.")
     expect(difference, apart.mean().item(), "The difference is the mean of ours minus the mean of theirs.", 1e-4)
     apart_alone = math.hypot(*(s.mean(0).std().item() / n ** 0.5 for s in (ours, theirs)))
     for wrong, why in (
-        (1.96 * pictures, "Your interval knows the pictures only. Finetune again and the difference moves: run_noise "
+        (1.96 * images, "Your interval knows the images only. Finetune again and the difference moves: run_noise "
                           "is missing."),
-        (1.96 * runs, "Your interval knows the finetunings only. With other pictures the difference moves too."),
-        (1.96 * (pictures + runs), "You add the two parts. They are independent, so their *variances* add: in "
+        (1.96 * runs, "Your interval knows the finetunings only. With other images the difference moves too."),
+        (1.96 * (images + runs), "You add the two parts. They are independent, so their *variances* add: in "
                                    "quadrature, math.hypot."),
-        (1.96 * math.sqrt(pictures + runs), "Squares are missing: the root of the sum of the *squares*, math.hypot."),
-        (1.645 * math.hypot(pictures, runs), "1.645 leaves 5 % on *one* side. The interval has two: 2.5 % each, 1.96."),
-        (math.hypot(pictures, runs), "That is one standard error. A 95 % interval is 1.96 of them on each side."),
-        (1.96 * math.hypot(pictures, noise), "The runs' part is that of one finetuning. Here a mean over one run is "
+        (1.96 * math.sqrt(images + runs), "Squares are missing: the root of the sum of the *squares*, math.hypot."),
+        (1.645 * math.hypot(images, runs), "1.645 leaves 5 % on *one* side. The interval has two: 2.5 % each, 1.96."),
+        (math.hypot(images, runs), "That is one standard error. A 95 % interval is 1.96 of them on each side."),
+        (1.96 * math.hypot(images, noise), "The runs' part is that of one finetuning. Here a mean over one run is "
                                              "compared with a mean over two: noise times the root of 1/1 + 1/2."),
-        (1.96 * math.hypot(apart_alone, runs), "You treat the two systems as if they had seen different pictures. Take "
-                                               "the difference picture by picture first, then its spread."),
-        (1.96 * math.hypot(apart.std().item(), runs), "The spread of one picture is not the spread of the mean over n: "
+        (1.96 * math.hypot(apart_alone, runs), "You treat the two systems as if they had seen different images. Take "
+                                               "the difference image by image first, then its spread."),
+        (1.96 * math.hypot(apart.std().item(), runs), "The spread of one image is not the spread of the mean over n: "
                                                       "divide by the root of n."),
     ):
         ensure(not _near(half, wrong), why)
     if not _near(half, right):
-        raise Wrong(f"For one run against two on {n} pictures, noise {noise}: expected a half width of {right:.5f}, "
-                    f"got {half:.5f}. Two parts: pictures, and finetunings.")
+        raise Wrong(f"For one run against two on {n} images, noise {noise}: expected a half width of {right:.5f}, "
+                    f"got {half:.5f}. Two parts: images, and finetunings.")
     for better, worse, sigma, wanted, why in (
-        (_picture_rows(900, 2, 0.66, 3), theirs, 0.001, "above", "The whole interval lies above 0."),
-        (theirs, _picture_rows(900, 2, 0.66, 3), 0.001, "below", "The whole interval lies below 0."),
-        (_picture_rows(900, 1, 0.53, 4), theirs, 0.05, "undecided", "The interval holds 0."),
-        (theirs, _picture_rows(900, 1, 0.53, 4), 0.05, "undecided", "The interval holds 0, although the difference is "
+        (_image_rows(900, 2, 0.66, 3), theirs, 0.001, "above", "The whole interval lies above 0."),
+        (theirs, _image_rows(900, 2, 0.66, 3), 0.001, "below", "The whole interval lies below 0."),
+        (_image_rows(900, 1, 0.53, 4), theirs, 0.05, "undecided", "The interval holds 0."),
+        (theirs, _image_rows(900, 1, 0.53, 4), 0.05, "undecided", "The interval holds 0, although the difference is "
                                                                     "negative."),
     ):
         d, h, said = asked(better, worse, sigma)

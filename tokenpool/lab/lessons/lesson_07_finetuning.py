@@ -151,14 +151,14 @@ def rank_agreement() -> pd.DataFrame:
             found = before_after(preset, saving)
             agree = found["before"].rank().corr(found["after"].rank())
             rows.append((NAMES[preset], saving, len(found), round(float(agree), 2)))
-    return pd.DataFrame(rows, columns=["pictures", "saving", "systems", "agreement"])
+    return pd.DataFrame(rows, columns=["images", "saving", "systems", "agreement"])
 
 
 def step_seconds() -> pd.DataFrame:
-    """What each step took, from the cards: pictures, step, runs, median seconds of training."""
+    """What each step took, from the cards: images, step, runs, median seconds of training."""
     rows = [(NAMES[preset], card["identity"]["job"]["step"], card["seconds"])
             for (preset, _), card in recorded().cards.items()]
-    found = pd.DataFrame(rows, columns=["pictures", "step", "seconds"]).groupby(["pictures", "step"])["seconds"]
+    found = pd.DataFrame(rows, columns=["images", "step", "seconds"]).groupby(["images", "step"])["seconds"]
     return found.agg(runs="count", seconds="median").reset_index()
 
 
@@ -234,7 +234,7 @@ def loss_figure(mine: pd.DataFrame, theirs: pd.DataFrame) -> go.Figure:
             fig.add_scatter(x=part["epoch"].round(3).tolist(), y=part[field].round(digits).tolist(), name=name,
                             mode="lines+markers", line=dict(color=colour, dash=dash), showlegend=column == 1,
                             marker=dict(symbol=symbol, size=7), legendgroup=name, row=1, col=column)
-    fig.update_xaxes(title="epochs (passes over the pictures)", rangemode="tozero")
+    fig.update_xaxes(title="epochs (passes over the images)", rangemode="tozero")
     fig.update_yaxes(rangemode="tozero", title="cross-entropy", col=1)
     fig.update_yaxes(title="AdamW's rate", tickformat=".4f", col=2)
     return fig.update_layout(title="Does it learn, and at which rate?", height=380, margin=dict(t=90),
@@ -264,9 +264,9 @@ def agreement_figure(found: pd.DataFrame) -> go.Figure:
     """Spearman's correlation between the orders, by budget."""
     fig = go.Figure()
     looks = {"photographs": (BLUE, "circle", "solid"), "pebbles": (ORANGE, "square", "dash")}
-    for pictures, part in found.groupby("pictures", sort=False):
-        colour, symbol, dash = looks[str(pictures)]
-        fig.add_scatter(x=(100 * part["saving"]).round().tolist(), y=part["agreement"].tolist(), name=str(pictures),
+    for images, part in found.groupby("images", sort=False):
+        colour, symbol, dash = looks[str(images)]
+        fig.add_scatter(x=(100 * part["saving"]).round().tolist(), y=part["agreement"].tolist(), name=str(images),
                         mode="lines+markers", line=dict(color=colour, dash=dash), marker=dict(symbol=symbol, size=10))
     fig.add_hline(y=0, line=dict(color=GREY, width=1))
     fig.update_xaxes(title="computations saved, %")
@@ -277,7 +277,7 @@ def agreement_figure(found: pd.DataFrame) -> go.Figure:
 
 # ---- the explorer: compute, draw, say ----
 
-AXES = ("MACs, clustering counted", "MACs, clustering left out", "time a picture (recorded speed)")
+AXES = ("MACs, clustering counted", "MACs, clustering left out", "time an image (recorded speed)")
 STAGES = ("both", "untouched", "finetuned")
 BEST = "the best within the budget"
 
@@ -403,7 +403,7 @@ def browse_figure(v: View) -> go.Figure:
 
 def browse_words(v: View) -> str:
     within = f"{NAMES[v.preset].capitalize()}, at most {v.budget} % of the plain model's " \
-             f"{'time a picture' if v.axis == AXES[2] else v.axis}"
+             f"{'time an image' if v.axis == AXES[2] else v.axis}"
     told = []
     for stage, p in v.best.items():
         close, others = v.level[stage]
@@ -445,7 +445,7 @@ def browse_table(v: View) -> pd.DataFrame:
     """What is shown, the best first."""
     rows = [(LABELS[p.family], p.stage, f"{p.cost:.0f} %", p.mmacs, f"{p.top1:.1f} ± {p.half:.1f}", p.seeds,
              int(p.speed)) for p in sorted(v.shown, key=lambda p: -p.top1)[:40]]
-    return pd.DataFrame(rows, columns=["system", "stage", "cost", "MMACs", "top-1, %", "seeds", "pictures/s"])
+    return pd.DataFrame(rows, columns=["system", "stage", "cost", "MMACs", "top-1, %", "seeds", "images/s"])
 
 
 def best_of(v: View) -> tuple[str, float, str] | None:
@@ -458,7 +458,7 @@ def best_of(v: View) -> tuple[str, float, str] | None:
 
 def explore() -> Explorer:
     runs = (BEST, *sorted(run for _, run in recorded().cards))
-    return Explorer({"preset": Choice("Pictures", {v: k for k, v in NAMES.items()}, PEBBLES),
+    return Explorer({"preset": Choice("Images", {v: k for k, v in NAMES.items()}, PEBBLES),
                      "axis": Choice("Cost", AXES), "stage": Choice("Stage", STAGES),
                      "group": Choice("Systems", tuple(GROUPS)),
                      "budget": Number("Budget, % of the plain model", 60, 20, 100, 5),
@@ -474,11 +474,11 @@ PREDICTIONS = (
                ("about 2", "about 20", "about 60"),
                answer=lambda lost: 0 if lost < 8 else 1 if lost < 40 else 2,
                why={0: "That is how the authors' words read: the model retains its accuracy (P). Theirs is a larger "
-                       "net on other pictures; from another start ours retains it too (notebook 04).",
-                    2: "Most tokens of a picture say what their neighbours say; losing some of the rest costs, but not "
+                       "net on other images; from another start ours retains it too (notebook 04).",
+                    2: "Most tokens of an image say what their neighbours say; losing some of the rest costs, but not "
                        "everything."},
                tell=lambda lost: f"{lost:.1f} points"),
-    Prediction("b", "And of that loss, how much does finetuning for two epochs on six thousand pictures give back?",
+    Prediction("b", "And of that loss, how much does finetuning for two epochs on six thousand images give back?",
                ("less than a quarter", "a good part, but not all", "all of it"),
                answer=lambda share: 0 if share["pebbles"] < 0.25 else 1 if share["pebbles"] < 0.9 else 2,
                why={0: "The net can learn to live with merged tokens: it never saw one while it was trained.",
@@ -491,23 +491,23 @@ PREDICTIONS = (
 # ---- exercises ----
 
 @exercise("a", minutes=5, level=1, hints=(
-    "How many *whole* batches do the pictures fill? The rest of an epoch is left out.",
+    "How many *whole* batches do the images fill? The rest of an epoch is left out.",
     "That many per epoch, times the epochs; epochs may be a fraction, so round at the very end.",
-    "`max(1, round(epochs * (pictures // batch)))`"))
-def steps(pictures, batch, epochs):
-    return max(1, round(epochs * (pictures // batch)))
+    "`max(1, round(epochs * (images // batch)))`"))
+def steps(images, batch, epochs):
+    return max(1, round(epochs * (images // batch)))
 
 
 @steps.check_by
 def _(answer):
-    expect(answer(1024, 64, 3), 48, "1024 pictures fill 16 batches of 64, and there are three epochs.")
+    expect(answer(1024, 64, 3), 48, "1024 images fill 16 batches of 64, and there are three epochs.")
     got = float(answer(6000, 128, 2))
     ensure(got != 94, "94 counts the last, half-filled batch of each epoch. The loop leaves it out: every step sees a "
                       "whole batch.")
     ensure(got != 93, "93 puts the rests of the two epochs together to one more batch. Each epoch leaves out its own: "
                       "whole batches first, then times the epochs.")
     ensure(abs(got - 93.75) > 1e-6, "A step is a whole number: 6000 / 128 is no number of batches.")
-    expect(got, 92, "6000 pictures, batches of 128, two epochs.")
+    expect(got, 92, "6000 images, batches of 128, two epochs.")
     expect(answer(6000, 128, 0.2), 9, "Warm-up for a fifth of an epoch: 0.2 x 46 steps, rounded at the end.")
     expect(answer(640, 64, 0.01), 1, "However short, one step is taken.")
 
@@ -516,7 +516,7 @@ def _(answer):
     "`batch_size` is what one step of the optimiser sees, whatever fits the memory. `accumulate` is the number of "
     "parts it is computed in.",
     "`dataclasses.replace(base, epochs=base.epochs / 10, ...)` keeps everything that you do not name.",
-    "256 pictures in parts of 64 are 4 parts. The rate is `base.lr / 3`; the precision is called \"bf16\"."))
+    "256 images in parts of 64 are 4 parts. The rate is `base.lr / 3`; the precision is called \"bf16\"."))
 def my_recipe(base):
     return dataclasses.replace(base, epochs=base.epochs / 10, batch_size=256, lr=base.lr / 3, accumulate=4,
                                precision="bf16")
@@ -527,12 +527,12 @@ def _(answer):
     for base in (load_preset("imagenet50").base, replace(Recipe(300, 1024, 3e-4), crop=0.5, seed=7)):
         got = answer(base)
         ensure(isinstance(got, Recipe), f"A Recipe is wanted; {type(got).__name__} came.")
-        ensure(got.batch_size != 64, "The optimiser's step is to see 256 pictures. 64 is what fits the memory: say how "
+        ensure(got.batch_size != 64, "The optimiser's step is to see 256 images. 64 is what fits the memory: say how "
                                      "many parts with `accumulate`.")
-        expect(got.batch_size, 256, "One step of the optimiser sees 256 pictures, all parts together.")
-        ensure(got.accumulate != 64, "`accumulate` is the *number* of parts, not the pictures in one.")
-        ensure(got.accumulate != 1, "With accumulate=1 all 256 pictures are in memory at once, and it holds 64.")
-        expect(got.accumulate, 4, "256 pictures in parts of 64.")
+        expect(got.batch_size, 256, "One step of the optimiser sees 256 images, all parts together.")
+        ensure(got.accumulate != 64, "`accumulate` is the *number* of parts, not the images in one.")
+        ensure(got.accumulate != 1, "With accumulate=1 all 256 images are in memory at once, and it holds 64.")
+        expect(got.accumulate, 4, "256 images in parts of 64.")
         ensure(abs(got.epochs - base.epochs) > 1e-9, "That is as long as the base took: finetuning takes a tenth.")
         expect(got.epochs, base.epochs / 10, "A tenth of the base's epochs.")
         ensure(abs(got.lr - base.lr) > 1e-12, "That is the base's own rate. It is chosen for random weights; good ones "
@@ -575,7 +575,7 @@ _CHOICES = {
              "`mmacs`.",
     "untouched one": "It chose a row that was never finetuned. Untouched and finetuned systems are different goods: "
                      "`stage` tells them apart.",
-    "elsewhere": "It chose a system of another preset. Top-1 on other pictures is another quantity.",
+    "elsewhere": "It chose a system of another preset. Top-1 on other images is another quantity.",
     "plain": "It chose the plain model: 49 MMACs where 20 were allowed. Where is the budget?",
     "lucky": "It chose `lucky`, which has the best single run and, over its two seeds, a lower mean than `medoids`. "
              "Average over the seeds first.",
@@ -598,5 +598,5 @@ def _(answer):
                f"Recorded rows, {preset}, {budget} MMACs.")
 
 
-#: the notebook's small setting: the same job on fewer pictures; the full one is the preset's recipe as it is
-FEW = dict(pictures=1024, settings={"epochs": "3", "batch_size": "64"})
+#: the notebook's small setting: the same job on fewer images; the full one is the preset's recipe as it is
+FEW = dict(images=1024, settings={"epochs": "3", "batch_size": "64"})

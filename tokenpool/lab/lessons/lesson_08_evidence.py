@@ -33,7 +33,7 @@ from tokenpool.report.claims import UNDECIDED, claims, gap
 from tokenpool.report.verdicts import FAILS, HOLDS, UNTESTED, Verdict, verdicts
 
 PAPER = dict(method="wk_medoids")                                        # top-K start, no counts
-OTHER = dict(method="wk_medoids", start="farthest_first", counts=True)   # not in the paper
+OTHER = dict(method="wk_medoids", init="farthest_first", counts=True)   # not in the paper
 
 
 # ---- comparisons that flip ----
@@ -52,7 +52,7 @@ def flips() -> pd.DataFrame:
                  ours["top1"].mean() - raw["top1"].mean(), fair))
 
     means, medoids = (pebbles.setting(m, 0.42) for m in ("k_means", "k_medoids"))
-    curve = pebbles.rows[(pebbles.rows["method"] == "k_medoids") & (pebbles.rows["start"] == "top_k")]
+    curve = pebbles.rows[(pebbles.rows["method"] == "k_medoids") & (pebbles.rows["init"] == "top_k")]
     rows.append(("K-Means above K-Medoids: clustering left out of the cost",
                  means["top1"].mean() - _at_cost(curve, means["gmacs_without_clustering"].mean()),
                  gap(means, medoids, pebbles.noise)))
@@ -73,7 +73,7 @@ def _at_cost(curve: pd.DataFrame, cost: float, column: str = "gmacs_without_clus
 def cost_curves() -> pd.DataFrame:
     """K-Means and K-Medoids untouched, six budgets: method, counted, left_out (MMACs), top1 (%)."""
     rows = untouched_rows()
-    mine = rows[rows["method"].isin(["k_means", "k_medoids"]) & (rows["start"] == "top_k") & ~rows["counts"]]
+    mine = rows[rows["method"].isin(["k_means", "k_medoids"]) & (rows["init"] == "top_k") & ~rows["counts"]]
     return pd.DataFrame({"method": mine["method"], "counted": (1e3 * mine["gmacs"]).round(1),
                          "left_out": (1e3 * mine["gmacs_without_clustering"]).round(1),
                          "top1": (100 * mine["top1"]).round(1)}).sort_values(["method", "counted"], ignore_index=True)
@@ -90,26 +90,26 @@ def above(curves: pd.DataFrame, axis: str) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=4)
 def right_bits(saving: float = 0.42) -> np.ndarray:
-    """(runs, pictures) 0 or 1: which photographs each finetuned run of one budget got right."""
+    """(runs, images) 0 or 1: which photographs each finetuned run of one budget got right."""
     rows = table_of(PHOTOGRAPHS).rows
     mine = rows[np.isclose(rows["saving"], saving) & (rows["qk"] == "")
                 & (rows["model"] == table_of(PHOTOGRAPHS).first)]
-    return np.stack([unpack(r.right, r.pictures) for r in mine.itertuples()]).astype(np.float32)
+    return np.stack([unpack(r.right, r.images) for r in mine.itertuples()]).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)
 def selection(splits: int = 300) -> pd.DataFrame:
-    """Choose the best of k systems on one half of the pictures: how much lower is it on the other half?
+    """Choose the best of k systems on one half of the images: how much lower is it on the other half?
 
     Columns: k; recorded (the finetuned systems at -42 %); equal (the same answers dealt out anew among the systems,
-    picture by picture, so that none is better than another). Points of top-1, mean over random halves.
+    image by image, so that none is better than another). Points of top-1, mean over random halves.
     """
     bits, draw = right_bits(), np.random.default_rng(0)
-    systems, pictures = bits.shape
+    systems, images = bits.shape
     ks = (1, 2, 4, 8, systems)
     lost = {name: np.zeros(len(ks)) for name in ("recorded", "equal")}
     for _ in range(splits):
-        order = draw.permutation(pictures)
+        order = draw.permutation(images)
         for name, answers in (("recorded", bits), ("equal", draw.permuted(bits, axis=0))):
             # against the mean of all systems on the same half: a half that is easy is easy for all of them
             first, second = (half.mean(1) - half.mean() for half in np.array_split(answers[:, order], 2, axis=1))
@@ -124,19 +124,19 @@ def selection(splits: int = 300) -> pd.DataFrame:
 # ---- intervals ----
 
 def four_counts(a: np.ndarray, b: np.ndarray) -> dict[str, int]:
-    """Of two systems on the same pictures: how often both are right, only one, neither."""
+    """Of two systems on the same images: how often both are right, only one, neither."""
     return {"both": int((a & b).sum()), "only A": int((a & ~b).sum()), "only B": int((~a & b).sum()),
             "neither": int((~a & ~b).sum())}
 
 
 def paired_half(counts: dict[str, int]) -> float:
-    """Half of the 95 % interval of A - B from the pictures on which they differ; a share."""
+    """Half of the 95 % interval of A - B from the images on which they differ; a share."""
     n, plus, minus = sum(counts.values()), counts["only A"], counts["only B"]
     return 1.96 * math.sqrt((plus + minus) - (plus - minus) ** 2 / n) / n
 
 
 def unpaired_half(counts: dict[str, int]) -> float:
-    """The same, as if each had been measured on pictures of its own."""
+    """The same, as if each had been measured on images of its own."""
     n = sum(counts.values())
     shares = [(counts["both"] + counts[one]) / n for one in ("only A", "only B")]
     return 1.96 * math.sqrt(sum(p * (1 - p) / n for p in shares))
@@ -151,7 +151,7 @@ def interval_rows(saving: float = 0.42) -> pd.DataFrame:
                         ("farthest-first, counts", OTHER), ("DynamicViT", dict(method="dynamic_vit"))):
         theirs = table.setting(saving=saving, **rival)
         one = [part.iloc[0] for part in (ours, theirs)]
-        counts = four_counts(*(unpack(r["right"], r["pictures"]) for r in one))
+        counts = four_counts(*(unpack(r["right"], r["images"]) for r in one))
         whole = gap(ours, theirs, table.noise)
         found.append((f"above {name}", *(round(100 * v, 2) for v in (
             one[0]["top1"] - one[1]["top1"], unpaired_half(counts), paired_half(counts), whole.value, whole.half))))
@@ -174,27 +174,27 @@ def false_alarms(among: int, trials: int = 20_000, seed: int = 0) -> dict[str, f
 
 # ---- our own recommendation ----
 
-def contest_of(preset: str) -> list[compare.Entry]:
-    """The recorded contest (`tokenpool reproduce --peers`) on a preset's pictures."""
-    return next(entries for entries in recorded().contests if entries[0].model.startswith(preset))
+def comparison_of(preset: str) -> list[compare.Entry]:
+    """The recorded comparison (`tokenpool reproduce --peers`) on a preset's images."""
+    return next(entries for entries in recorded().comparisons if entries[0].model.startswith(preset))
 
 
 def rivals() -> tuple[str, ...]:
     """Who met our recommendation, by the names that `check_recommendation` takes."""
-    return tuple(dict.fromkeys(e.label for e in contest_of(PHOTOGRAPHS) if e.label != published.OURS.label))
+    return tuple(dict.fromkeys(e.label for e in comparison_of(PHOTOGRAPHS) if e.label != published.OURS.label))
 
 
 def check_recommendation(rival: str, fair: str = "time") -> pd.DataFrame:
-    """Ours minus the rival's top-1 at every budget that both reached, on both sets of pictures, in points.
+    """Ours minus the rival's top-1 at every budget that both reached, on both sets of images, in points.
 
-    Columns: pictures, budget, ours, theirs (%), gap, half (95 %, picture by picture, widened for the number of budgets
+    Columns: images, budget, ours, theirs (%), gap, half (95 %, image by image, widened for the number of budgets
     and sets), verdict.
     """
     one_of("rival", rival, rivals(), "See toys.rivals().")
     one_of("fair", fair, compare.FAIR, "Cost can be equal in multiply-adds or in measured time.")
     pairs = []
     for preset in (PHOTOGRAPHS, PEBBLES):
-        place = compare_page.by_place(contest_of(preset))
+        place = compare_page.by_place(comparison_of(preset))
         for budget in sorted({b for _, _, b in place}):
             ours, theirs = (place.get((name, fair, budget)) for name in (published.OURS.label, rival))
             if ours is not None and theirs is not None:
@@ -202,28 +202,28 @@ def check_recommendation(rival: str, fair: str = "time") -> pd.DataFrame:
     wider = NormalDist().inv_cdf(1 - 0.025 / len(pairs)) / 1.96
     rows = []
     for name, budget, ours, theirs in pairs:
-        counts = four_counts(*(unpack(e.right, e.pictures) for e in (ours, theirs)))
+        counts = four_counts(*(unpack(e.right, e.images) for e in (ours, theirs)))
         found, half = 100 * (ours.top1 - theirs.top1), 100 * wider * paired_half(counts)
         word = HOLDS if found > half else FAILS if found < -half else UNDECIDED
         rows.append((name, f"-{budget:.0%}", 100 * ours.top1, 100 * theirs.top1, found, half, word))
-    return pd.DataFrame(rows, columns=["pictures", "budget", "ours", "theirs", "gap", "half", "verdict"])
+    return pd.DataFrame(rows, columns=["images", "budget", "ours", "theirs", "gap", "half", "verdict"])
 
 
 def say_recommendation(checked: pd.DataFrame, rival: str, fair: str) -> str:
     """The finding in a sentence: at how many budgets ours is above, below, neither."""
     said = [f"{name}: above at {(part['verdict'] == HOLDS).sum()}, below at {(part['verdict'] == FAILS).sum()}, "
             f"undecided at {(part['verdict'] == UNDECIDED).sum()} of {len(part)} budgets"
-            for name, part in checked.groupby("pictures", sort=False)]
+            for name, part in checked.groupby("images", sort=False)]
     return f"Ours minus {rival} at {compare.FAIR[fair]}. {'; '.join(said)}. Each model is one small net, not finetuned."
 
 
 def recommendation_figure(checked: pd.DataFrame, rival: str) -> go.Figure:
-    """One interval a budget and a set of pictures, the two sets a little apart."""
+    """One interval a budget and a set of images, the two sets a little apart."""
     fig = go.Figure()
     budgets = list(dict.fromkeys(checked.sort_values("budget")["budget"]))
     for name, colour, symbol, shift in ((NAMES[PHOTOGRAPHS], BLUE, "circle", -0.12),
                                         (NAMES[PEBBLES], ORANGE, "square", 0.12)):
-        part = checked[checked["pictures"] == name]
+        part = checked[checked["images"] == name]
         fig.add_scatter(x=part["gap"].round(1).tolist(), y=[budgets.index(b) + shift for b in part["budget"]],
                         mode="markers", name=name, marker=dict(color=colour, symbol=symbol, size=10),
                         error_x=dict(type="data", array=part["half"].round(1).tolist(), thickness=1.5))
@@ -307,22 +307,22 @@ def cost_figure(curves: pd.DataFrame) -> go.Figure:
             fig.add_scatter(x=part[axis].tolist(), y=part["top1"].tolist(), name=name, mode="lines+markers",
                             line=dict(color=colour, dash=dash), marker=dict(symbol=symbol, size=9),
                             showlegend=column == 1, legendgroup=name, row=1, col=column)
-    fig.update_xaxes(title="MMACs a picture", range=[11, 42])
+    fig.update_xaxes(title="MMACs an image", range=[11, 42])
     fig.update_yaxes(title="top-1 untouched, %", col=1)
     return fig.update_layout(title="Which clustering is better per computation?", height=380, margin=dict(t=90),
                              legend=dict(orientation="h", y=-0.28))
 
 
 def selection_figure(found: pd.DataFrame) -> go.Figure:
-    """How much a winner loses on other pictures, by the number of candidates."""
+    """How much a winner loses on other images, by the number of candidates."""
     fig = go.Figure()
     for name, label, colour, symbol, dash in (("recorded", "the recorded systems", BLUE, "circle", "solid"),
                                               ("equal", "if all were equally good", ORANGE, "square", "dash")):
         fig.add_scatter(x=found["k"].tolist(), y=found[name].round(2).tolist(), name=label, mode="lines+markers",
                         line=dict(color=colour, dash=dash), marker=dict(symbol=symbol, size=9))
     fig.update_xaxes(title="candidates, of which the best is chosen", tickvals=found["k"].tolist())
-    fig.update_yaxes(title="points lost on other pictures", rangemode="tozero")
-    return fig.update_layout(title="What does choosing on the test pictures add?", height=340,
+    fig.update_yaxes(title="points lost on other images", rangemode="tozero")
+    return fig.update_layout(title="What does choosing on the test images add?", height=340,
                              legend=dict(orientation="h", y=-0.3))
 
 
@@ -330,8 +330,8 @@ def interval_figure(found: pd.DataFrame) -> go.Figure:
     """Three intervals of the same comparison, one below the other."""
     fig = go.Figure()
     places = np.arange(len(found))
-    kinds = (("unpaired", "one run", "as if on different pictures", GREY, "square-open", -0.22),
-             ("paired", "one run", "picture by picture", BLUE, "circle", 0.0),
+    kinds = (("unpaired", "one run", "as if on different images", GREY, "square-open", -0.22),
+             ("paired", "one run", "image by image", BLUE, "circle", 0.0),
              ("with run noise", "all runs", "and with the noise of finetunings", GREEN, "diamond", 0.22))
     for half, value, name, colour, symbol, shift in kinds:
         fig.add_scatter(x=found[value].tolist(), y=(places + shift).tolist(), mode="markers", name=name,
@@ -403,7 +403,7 @@ TOPICS = (
     Topic("importance above random (Fig. 5a)", "", "importance sampling beats random", "03"),
     Topic("top-K above importance (Fig. 5a)", "", "top-K beats importance", "03"),
     Topic("fully connected layers (P, S)", "", "fully connected layers", "01"),
-    Topic("affordable in pictures/s (Fig. 12)", "", "affordable in images per second", "08"),
+    Topic("affordable in images/s (Fig. 12)", "", "affordable in images per second", "08"),
 )
 LEDGERS = ("photographs, finetuned", "pebbles, finetuned", "pebbles, untouched")
 KINDS = ("holds", "does not hold", "undecided or in part", "not tested")
@@ -686,18 +686,18 @@ REVIEW = (
      "unequal training", ""),
     ("Cost is in GMACs of blocks and head; the k-means itself is a negligible preprocessing and is not included.",
      "clustering not counted", ""),
-    ("All systems are measured on the same 50,000 validation pictures.", "", "different pictures"),
-    ("Of twelve schedules we report the one with the highest accuracy on these pictures.", "chosen on the test "
-                                                                                           "pictures", ""),
-    ("Intervals are 95 % over pictures, compared picture by picture.", "", "unpaired intervals"),
+    ("All systems are measured on the same 50,000 validation images.", "", "different images"),
+    ("Of twelve schedules we report the one with the highest accuracy on these images.", "chosen on the test "
+                                                                                           "images", ""),
+    ("Intervals are 95 % over images, compared image by image.", "", "unpaired intervals"),
     ("Each line is one finetuning.", "one seed", ""),
-    ("TokenBlend runs at 5,100 pictures a second on our card; for TopCut we quote the speed printed in its paper.",
+    ("TokenBlend runs at 5,100 images a second on our card; for TopCut we quote the speed printed in its paper.",
      "different machines", ""),
     ("We make one claim, for one budget, fixed before the runs: TokenBlend is above TopCut by 0.4 ± 0.2 points.",
      "", "many comparisons"),
 )
-FLAWS = ("unequal training", "clustering not counted", "different base models", "different pictures",
-         "chosen on the test pictures", "unpaired intervals", "one seed", "too few pictures", "different machines",
+FLAWS = ("unequal training", "clustering not counted", "different base models", "different images",
+         "chosen on the test images", "unpaired intervals", "one seed", "too few images", "different machines",
          "many comparisons")
 
 
@@ -714,7 +714,7 @@ def review() -> str:
     "Sentences 1, 4, 6 and 9 acquit the authors of something. The other five each contain one flaw.",
     "Sentences 2, 3, 5, 7 and 8: training, cost, choice, seeds, machines."))
 def flaws():
-    return {"unequal training", "clustering not counted", "chosen on the test pictures", "one seed", "different "
+    return {"unequal training", "clustering not counted", "chosen on the test images", "one seed", "different "
                                                                                                      "machines"}
 
 
@@ -735,13 +735,13 @@ def _(answer):
         ensure(rules_out not in got or not rules_out,
                f"You accuse the authors of \"{rules_out}\". Sentence {number} says otherwise: \"{sentence}\"")
         ensure(not has or has in got, f"Read sentence {number} again: \"{sentence}\" Would you let that pass?")
-    ensure("too few pictures" not in got, "50,000 pictures give an interval of a fifth of a point: few they are not. "
+    ensure("too few images" not in got, "50,000 images give an interval of a fifth of a point: few they are not. "
                                           "What "
                                           "they cannot show is how much the next finetuning would differ.")
 
 
 #: what decides a run here; an experiment varies one of them
-FACTORS = ("base model", "method", "start", "saving", "recipe", "pictures")
+FACTORS = ("base model", "method", "init", "saving", "recipe", "images")
 
 
 @exercise("c", minutes=10, level=3, hints=(
@@ -751,9 +751,9 @@ FACTORS = ("base model", "method", "start", "saving", "recipe", "pictures")
     "`seeds=math.ceil(2 * (1.96 + 0.84) ** 2 * (noise / effect) ** 2)`. A stop rule must not look at the result: "
     "\"after the planned seeds of both levels\"."))
 def next_experiment(noise, effect):
-    return dict(variable="start", levels=["top_k", "random"],
+    return dict(variable="init", levels=["top_k", "random"],
                 seeds=math.ceil(2 * (1.96 + 0.84) ** 2 * (noise / effect) ** 2),
-                fixed=["base model", "method", "saving", "recipe", "pictures"],
+                fixed=["base model", "method", "saving", "recipe", "images"],
                 stop="after the planned seeds of both levels, whatever they say")
 
 
@@ -778,7 +778,7 @@ def _(answer):
         one_of("factor", variable, FACTORS, "")
     except ValueError as error:
         raise Wrong(str(error)) from None
-    ensure(variable == "start", f"The question is about the start; your plan varies \"{variable}\".")
+    ensure(variable == "init", f"The question is about the start; your plan varies \"{variable}\".")
     levels, fixed = list(got["levels"]), list(got["fixed"])
     ensure({"top_k", "random"} <= set(levels), "The question names two starts, \"top_k\" and \"random\": both must "
                                                "be among "

@@ -1,4 +1,4 @@
-"""Explorers: a few controls, a picture that follows them, and a line that says what changed in words.
+"""Explorers: a few controls, an image that follows them, and a line that says what changed in words.
 
     explorer({"k": Number("Tokens kept, K", 4, 1, 12), "method": Choice("Method", names)},
              compute=compare,          # pure: (k, method) -> anything; cached by the lesson, tested with numbers
@@ -158,7 +158,7 @@ def _close(widget: widgets.Widget) -> None:
 
 
 def _place(new: go.Figure, shown: go.FigureWidget) -> None:
-    """Move panels that moved. By itself, because an axis that keeps pictures square forgets its old place only then."""
+    """Move panels that moved. By itself, because an axis that keeps images square forgets its old place only then."""
     for axis in (*new.select_xaxes(), *new.select_yaxes()):
         if axis.domain is not None:
             shown.layout[axis.plotly_name].domain = axis.domain

@@ -9,7 +9,7 @@ PRESET = Preset(
     data="../shared/data/tiny-imagenet-50", train_split="train", val_split="validation", classes=50,
     models={"ti": ("deit_tiny_patch16_224", _SHAPE), "e252": ("deit_e252_patch16_224", _SHAPE),
             "e318": ("deit_e318_patch16_224", _SHAPE), "s": ("deit_small_patch16_224", _SHAPE)},
-    # 25,000 pictures are few for a ViT: DeiT's augmentation as it is, with crops that leave more of a small picture
+    # 25,000 images are few for a ViT: DeiT's augmentation as it is, with crops that leave more of a small image
     base=Recipe(epochs=150, batch_size=512, lr=1e-3, warmup_epochs=10, crop=0.3, ema=0.999, clip_grad=1.0,
                 precision="bf16", workers=14),
     search=Recipe(epochs=6, batch_size=512, lr=1e-4, warmup_epochs=0.5, crop=0.3, mixup=0.0, cutmix=0.0, drop_path=0.0,

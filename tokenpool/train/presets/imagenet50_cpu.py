@@ -16,7 +16,7 @@ PRESET = Preset(
             for name, width in (("ti", 64), ("e252", 84), ("e318", 106), ("s", 128))},
     base=Recipe(
         epochs=20, batch_size=128, lr=1.5e-3, warmup_epochs=2, clip_grad=1.0,
-        # 25,000 pictures and 0.3 M weights: the model underfits, so DeiT's heavy regularisation only slows it (I)
+        # 25,000 images and 0.3 M weights: the model underfits, so DeiT's heavy regularisation only slows it (I)
         mixup=0.0, cutmix=0.0, drop_path=0.0, rand_augment="", erasing=0.0, color_jitter=0.0, crop=0.35),
     search=Recipe(
         epochs=2, batch_size=128, lr=1e-4, warmup_epochs=0.2, clip_grad=1.0, mask_lr=1e-2,

@@ -1,8 +1,8 @@
-"""The protocol in minutes on a processor: generated pictures and the small model that ships."""
+"""The protocol in minutes on a processor: generated images and the small model that ships."""
 
 from tokenpool.train.recipe import Preset, Recipe
 
-# Mixing pictures or erasing parts of one would change its two materials, and with them the label.
+# Mixing images or erasing parts of one would change its two materials, and with them the label.
 _AUGMENT = dict(augment="pebbles", mixup=0.0, cutmix=0.0, erasing=0.0, rand_augment="", color_jitter=0.0,
                 drop_path=0.0, smoothing=0.0, clip_grad=1.0, min_lr=0.0, warmup_lr=0.0)
 
@@ -15,6 +15,6 @@ PRESET = Preset(
     finetune=Recipe(epochs=2, batch_size=128, lr=5e-4, warmup_epochs=0.2, **_AUGMENT),
     penalties=(1e-4, 3e-4, 1e-3),
     budgets=(0.42, 0.6, 0.7),
-    train_pictures=40_000, finetune_pictures=6_000, val_pictures=1_000,
+    train_images=40_000, finetune_images=6_000, val_images=1_000,
     shipped={"base-vit-s0": "pebbles_vit/model.safetensors"},
     expects="Two cores of an Intel Xeon: base 21 minutes, 99.8 % (it ships); a finetuning half a minute on one core.")

@@ -1,4 +1,4 @@
-"""The contest: equal in multiply-adds, equal by a clock that is known, told as the entries say."""
+"""The comparison: equal in multiply-adds, equal by a clock that is known, told as the entries say."""
 
 import os
 import shutil
@@ -19,11 +19,11 @@ from tokenpool.measure.bench import Stopwatch
 from tokenpool.measure.compare import Entry, measure, read_off
 from tokenpool.measure.rows import Results, pack, unpack, wilson
 from tokenpool.models import published
-from tokenpool.models.published import CONTENDERS, OURS, Contender
+from tokenpool.models.published import NAMED_METHODS, OURS, NamedMethod
 from tokenpool.report import compare_page
 
-TOP_K = Contender("top-K (PoWER-BERT)", dict(method="top_k", position="before_mlp"))
-MEANS = Contender("WK-Means", dict(method="wk_means"))
+TOP_K = NamedMethod("top-K (PoWER-BERT)", dict(method="top_k", position="before_mlp"))
+MEANS = NamedMethod("WK-Means", dict(method="wk_means"))
 
 
 class CountsWork(Stopwatch):
@@ -38,13 +38,13 @@ class CountsWork(Stopwatch):
 @pytest.fixture(scope="module")
 def field(tmp_path_factory):
     model = load_model()
-    pictures = open_data("pebbles", model, 60)
+    images = open_data("pebbles", model, 60)
     few, where = open_unlabelled("pebbles", model)
     assert where == "other pebbles"
-    results = Results(tmp_path_factory.mktemp("contest") / "peers.csv", Entry)
-    entries = measure(model, "pebbles_vit", pictures, few, results, (0.42, 0.6), (OURS, TOP_K, MEANS), rounds=1,
+    results = Results(tmp_path_factory.mktemp("comparison") / "peers.csv", Entry)
+    entries = measure(model, "pebbles_vit", images, few, results, (0.42, 0.6), (OURS, TOP_K, MEANS), rounds=1,
                       batch_size=4, watch=CountsWork())
-    return model, pictures, few, results, entries
+    return model, images, few, results, entries
 
 
 def at(entries, label, fair, budget):
@@ -57,7 +57,7 @@ def test_equal_multiply_adds_are_equal(field):
             assert e.gmacs / e.gmacs_plain == pytest.approx(1 - e.budget, abs=0.012)
             assert e.saving == e.budget
             pooled = tp.PooledViT(field[0], list(map(int, e.schedule.split())), method=e.method, metric=e.metric,
-                                  init=e.start or None, position=e.position, carry_counts=e.counts)
+                                  init=e.init or None, position=e.position, carry_counts=e.counts)
             assert tp.macs(pooled).total / 1e9 == pytest.approx(e.gmacs)
 
 
@@ -77,15 +77,15 @@ def test_equal_time_is_equal_by_a_clock_that_counts_work(field):
 
 
 def test_entries_are_what_the_model_answers(field):
-    model, pictures, _, _, entries = field
+    model, images, _, _, entries = field
     e = at(entries, OURS.label, "macs", 0.6)
     pooled = tp.PooledViT(model, list(map(int, e.schedule.split())), **tp.OFF_THE_SHELF).eval()
     with torch.inference_mode():
-        x, y = (torch.cat(t) for t in zip(*pictures, strict=True))
+        x, y = (torch.cat(t) for t in zip(*images, strict=True))
         right = (pooled(x).argmax(1) == y).numpy()
         one, two = (m.forward_features(x)[:, 0] for m in (pooled, model))
         plain = (model(x).argmax(1) == y).double().mean().item()
-    assert np.array_equal(unpack(e.right, e.pictures), right)
+    assert np.array_equal(unpack(e.right, e.images), right)
     assert e.top1 == pytest.approx(right.mean())
     assert (e.top1_low, e.top1_high) == pytest.approx(wilson(int(right.sum()), 60))
     assert e.cosine == pytest.approx(torch.cosine_similarity(one, two).mean().item(), abs=1e-5)
@@ -95,21 +95,21 @@ def test_entries_are_what_the_model_answers(field):
 
 
 def test_what_is_there_is_not_measured_again(field):
-    model, pictures, few, results, entries = field
+    model, images, few, results, entries = field
 
     class Broken(Stopwatch):
         def time(self, run, calls=1):
             raise AssertionError("timed again")
 
-    again = measure(model, "pebbles_vit", pictures, few, Results(results.path, Entry), (0.42, 0.6),
+    again = measure(model, "pebbles_vit", images, few, Results(results.path, Entry), (0.42, 0.6),
                     (OURS, TOP_K, MEANS), rounds=1, batch_size=4, watch=Broken())
     assert again == entries
 
 
 def test_who_cannot_meet_a_budget_has_no_entry(field, tmp_path):
     """The first block alone is a sixth of this net, and who pools behind it pays all of that."""
-    model, pictures, few, _, _ = field
-    found = measure(model, "pebbles_vit", pictures, few, Results(tmp_path / "p.csv", Entry), (0.3, 0.86),
+    model, images, few, _, _ = field
+    found = measure(model, "pebbles_vit", images, few, Results(tmp_path / "p.csv", Entry), (0.3, 0.86),
                     (TOP_K, MEANS), rounds=1, batch_size=4, watch=CountsWork())
     for fair in compare.FAIR:
         assert {e.label for e in found if (e.fair, e.budget) == (fair, 0.86)} == {TOP_K.label}
@@ -126,8 +126,8 @@ def test_read_off():
 
 
 def test_who_takes_part():
-    assert len({c.label for c in CONTENDERS}) == len(CONTENDERS)
-    assert {c.options["method"] for c in CONTENDERS} >= {"ward", "tome", "pitome", "agglomerative", "dpc_knn", "evit",
+    assert len({c.label for c in NAMED_METHODS}) == len(NAMED_METHODS)
+    assert {c.options["method"] for c in NAMED_METHODS} >= {"ward", "tome", "pitome", "agglomerative", "dpc_knn", "evit",
                                                          "ats", "top_k_class", "top_k", "wk_medoids", "random"}
     names = [c.label for c in published.chosen(["ToMe", "evit"])]
     assert names == [OURS.label, "ToMe", "ToMe, fitted K", "ToMe on tokens", "ToMe on tokens, fitted K", "EViT"]
@@ -142,11 +142,11 @@ def entry(field, name, fair, budget, right, fitted=False):
     right = np.array(right, bool)
     low, high = wilson(int(right.sum()), len(right))
     return replace(field[4][0], name=name, fitted=fitted, fair=fair, budget=budget, right=pack(right),
-                   pictures=len(right), top1=float(right.mean()), top1_low=low, top1_high=high)
+                   images=len(right), top1=float(right.mean()), top1_low=low, top1_high=high)
 
 
 def test_gaps_are_paired(field):
-    """Ten pictures more right of 100, none less: +10, and only the ten that differ count."""
+    """Ten images more right of 100, none less: +10, and only the ten that differ count."""
     ours, other = (entry(field, n, "macs", 0.5, [True] * k + [False] * (100 - k)) for n, k in (("a", 60), ("b", 50)))
     found = compare_page.gap(ours, other)
     assert found.mean == pytest.approx(10)
@@ -177,7 +177,7 @@ def test_the_table_and_the_sentences(field):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("peers")
-    words = ["reproduce", "--peers", "--pictures", "60", "--budget", "0.6", "--method", "top_k", "random",
+    words = ["reproduce", "--peers", "--images", "60", "--budget", "0.6", "--method", "top_k", "random",
              "--out", str(out)]
     assert main(words) == 0
     return words, out
@@ -208,9 +208,9 @@ def test_the_page_in_a_browser(run):
         browser = launch(play)
         page = watched(browser)
         page.goto((run[1] / "peers.html").as_uri())
-        page.wait_for_selector("#contest-top1 .main-svg")
+        page.wait_for_selector("#comparison-top1 .main-svg")
         assert page.locator("table.numbers tr").count() == 3 + 2 * 3         # a head, two senses, three contenders
-        assert "tokenpool, fitted K" in page.locator("#contest-top1 .legend").first.text_content()
+        assert "tokenpool, fitted K" in page.locator("#comparison-top1 .legend").first.text_content()
         assert page.errors == []
         assert [url for url in page.outside if not url.startswith("file:")] == []
         browser.close()
@@ -219,7 +219,7 @@ def test_the_page_in_a_browser(run):
 @pytest.mark.parametrize(("more", "says"), [
     (["--figure", "5a"], "Leave out --figure"), (["--method", "tomee"], "Did you mean 'tome'"),
     (["--budget", "1.2"], "is not a share of computations"),
-    (["--budget", "0.99", "--pictures", "1", "--method", "random"], "No contender can save 99%"),
+    (["--budget", "0.99", "--images", "1", "--method", "random"], "No contender can save 99%"),
     (["--model", "imagenet50_cpu/big"], "has no model 'big'"),
     (["--model", "deit_tiny_patch16_224"], "random weights")])
 def test_mistakes_are_told_in_a_sentence(tmp_path, capsys, more, says):
