@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tokenpool.cli import main
-from tokenpool.measure import compare, rows
+from tokenpool.measure import compare
+from tokenpool.measure import rows as measured
 from tokenpool.measure.compare import Entry
 from tokenpool.measure.rows import Results, Row, pack
 from tokenpool.models.published import NAMED_METHODS
@@ -42,12 +43,12 @@ def row(method="wk_medoids", top1=0.8, saving=0.42, seed=0, stage="finetuned", i
 
 
 def frame(*rows):
-    return rows.frame(list(rows))
+    return measured.frame(list(rows))
 
 
 def test_bits_survive_the_file():
     right = np.random.default_rng(0).random(2503) < 0.4
-    assert np.array_equal(rows.unpack(pack(right), 2503), right)
+    assert np.array_equal(measured.unpack(pack(right), 2503), right)
 
 
 def test_the_gap_is_mcnemars():
@@ -170,14 +171,14 @@ def test_rows_merge_without_conflict_and_come_back_the_same(tmp_path):
 
 
 def test_rows_of_before_training_are_still_read(tmp_path):
-    old = rows.COLUMNS[:rows.COLUMNS.index("date") + 1]
+    old = measured.COLUMNS[:measured.COLUMNS.index("date") + 1]
     path = tmp_path / "results.csv"
     path.write_text(",".join(old) + "\n" + ",".join(str(getattr(row(), c)) for c in old) + "\n")
     store = Results(path)
     assert store.rows[0].stage == "untouched"
     store.add(row("top_k"))
     assert [r.method for r in Results(path).rows] == ["wk_medoids", "top_k"]
-    assert path.read_text().splitlines()[0] == ",".join(rows.COLUMNS)
+    assert path.read_text().splitlines()[0] == ",".join(measured.COLUMNS)
 
 
 def test_what_ships_is_what_the_documents_say():
@@ -200,8 +201,8 @@ def test_shipped_evidence_has_cards_and_no_paths_of_a_machine():
     assert "pebbles" in evidence.presets
     for r in evidence.rows.itertuples():
         assert (r.preset, r.run) in evidence.cards, r.run
-        assert rows.unpack(r.right, r.images).mean() == pytest.approx(r.top1)
-    comparisons = rows.frame([e for entries in evidence.comparisons for e in entries], Entry)
+        assert measured.unpack(r.right, r.images).mean() == pytest.approx(r.top1)
+    comparisons = measured.frame([e for entries in evidence.comparisons for e in entries], Entry)
     text = json.dumps(list(evidence.cards.values())) + evidence.rows.drop(columns="right").to_csv() \
         + comparisons.drop(columns="right").to_csv()
     assert not re.search(r"""["', ]/\w+/""", text)                       # an absolute path
@@ -221,7 +222,7 @@ def test_shipped_contests_are_complete_and_come_back_the_same(tmp_path):
             for fair in compare.FAIR:
                 assert (c.label, fair, 0.42) in place
         for e in entries:
-            assert rows.unpack(e.right, e.images).mean() == pytest.approx(e.top1)
+            assert measured.unpack(e.right, e.images).mean() == pytest.approx(e.top1)
             cost = e.gmacs / e.gmacs_plain if e.fair == "macs" else e.time
             assert cost == pytest.approx(1 - e.budget, rel=0.03 if e.fair == "macs" else 0.12)
     board.collect(evidence, tmp_path)

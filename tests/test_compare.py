@@ -127,8 +127,8 @@ def test_read_off():
 
 def test_who_takes_part():
     assert len({c.label for c in NAMED_METHODS}) == len(NAMED_METHODS)
-    assert {c.options["method"] for c in NAMED_METHODS} >= {"ward", "tome", "pitome", "agglomerative", "dpc_knn", "evit",
-                                                         "ats", "top_k_class", "top_k", "wk_medoids", "random"}
+    assert {c.options["method"] for c in NAMED_METHODS} >= {"ward", "tome", "pitome", "agglomerative", "dpc_knn",
+                                                         "evit", "ats", "top_k_class", "top_k", "wk_medoids", "random"}
     names = [c.label for c in published.chosen(["ToMe", "evit"])]
     assert names == [OURS.label, "ToMe", "ToMe, fitted K", "ToMe on tokens", "ToMe on tokens, fitted K", "EViT"]
     assert published.chosen(["importance"])[-1].options == dict(method="importance")

@@ -8,6 +8,7 @@ import torch
 
 import tokenpool as tp
 from tokenpool.cli import main
+from tokenpool.core.clustering import take
 from tokenpool.data.pebbles import CLASSES, MATERIALS, Pebbles
 from tokenpool.measure import dense
 from tokenpool.measure.accuracy import Setting
@@ -133,8 +134,8 @@ def test_every_patch_gets_its_own_stand_ins_features():
         assert len(f.unique(dim=0)) == 16
     # distances are taken before the norm
     raw = vit._pos_embed(vit.patch_embed(x))[:, 1:]
-    nearest = torch.cdist(raw, tp.pool.take(raw, origin)).argmin(2)
-    torch.testing.assert_close(last, tp.pool.take(before, origin.gather(1, nearest)))
+    nearest = torch.cdist(raw, take(raw, origin)).argmin(2)
+    torch.testing.assert_close(last, take(before, origin.gather(1, nearest)))
 
 
 def test_the_best_answer_is_each_groups_majority():

@@ -89,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
                      help="pebbles, a folder (Parquet, or one folder a class), or a timm name; default: pebbles")
     run.add_argument("--split", default="validation", help="of the data; default: validation")
     run.add_argument("--download", action="store_true", help="let torch/ data sets download themselves")
-    run.add_argument("--images", type=int, metavar="N", help="how many; default: 600 of pebbles, all of others")
+    run.add_argument("--images", "--pictures", type=int, metavar="N", 
+                     help="how many; default: 600 of pebbles, all of others")
     run.add_argument("--seeds", type=int, default=5, metavar="N", help="for what draws at random; default: 5")
     run.add_argument("--device", default="cpu", help="cpu, cuda, mps; default: cpu")
     run.add_argument("--out", type=Path, default=Path("results/reproduce"), metavar="FOLDER",
@@ -112,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     maps.add_argument("--truth", default="regions", metavar="KIND",
                       help="regions (ground, large and small pebble) or materials; default: regions")
     maps.add_argument("--checkpoint", type=Path, metavar="FILE", help="other weights of pebbles_vit, such as finetuned")
-    maps.add_argument("--train-images", type=int, default=300, metavar="N", help="to fit the probe on; default: 300")
-    maps.add_argument("--images", type=int, default=300, metavar="N", help="to measure on; default: 300")
+    maps.add_argument("--train-images", "--train-pictures", type=int, default=300, metavar="N", help="to fit the probe on; default: 300")
+    maps.add_argument("--images", "--pictures", type=int, default=300, metavar="N", help="to measure on; default: 300")
     maps.add_argument("--seeds", type=int, default=3, metavar="N", help="for what draws at random; default: 3")
     maps.add_argument("--out", type=Path, default=Path("results/dense"), metavar="FOLDER",
                       help="default: results/dense")
@@ -262,7 +263,7 @@ def _export_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--schedule", nargs="+", type=int, metavar="K", help="tokens kept after each block, instead")
     one.add_argument("--method", default="wk_medoids", metavar="NAME",
                      help="or tokenpool, what we recommend without training; default: wk_medoids")
-    one.add_argument("--start", metavar="NAME", help="of a clustering; default: top_k")
+    one.add_argument("--init", "--start", metavar="NAME", help="of a clustering; default: top_k")
     one.add_argument("--output", metavar="NAME", help="what a clustering returns: medoid, mean or weighted_mean")
     one.add_argument("--counts", action="store_true", help="carry counts into later attention")
     one.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, .safetensors or .pth")
@@ -398,7 +399,7 @@ def _job_options(one: argparse.ArgumentParser, step: str) -> None:
         one.add_argument("--system", default="wk_medoids", metavar="NAME",
                          help="a pooling method, plain, convolution, dynamic_vit, patch_merger; tokenpool, ToMe, ATC "
                               "and others with their own options; default: wk_medoids")
-        one.add_argument("--start", default="", metavar="NAME", help="of a clustering; default: top_k (Algorithm 1)")
+        one.add_argument("--init", "--start", default="", metavar="NAME", help="of a clustering; default: top_k (Algorithm 1)")
         one.add_argument("--counts", action="store_true", help="carry counts into later attention (not in the paper)")
         one.add_argument("--saving", type=float, default=0.0, metavar="SHARE", help="of the computations, such as 0.42")
         one.add_argument("--schedule", default="", metavar="NAME", help="found by a search, in place of --saving")
@@ -412,7 +413,7 @@ def _job_options(one: argparse.ArgumentParser, step: str) -> None:
         one.add_argument("--base-seed", type=int, default=0, metavar="N", help="which base model to go on from")
     one.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to begin with, .safetensors or .pth")
     one.add_argument("--data", metavar="NAME", help="another place of the preset's data: a folder or a timm name")
-    one.add_argument("--images", type=int, metavar="N", help="train on so many only")
+    one.add_argument("--images", "--pictures", type=int, metavar="N", help="train on so many only")
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings",
                      help="change the preset's recipe, such as epochs=3 lr=1e-4")
     one.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
@@ -638,7 +639,3 @@ def _macs(args: argparse.Namespace) -> None:
     if args.saving is not None:
         pooled = tp.PooledViT(model, saving=args.saving, method=args.method)
         print(f"pooled  {tp.macs(pooled)}\nK after each block: {' '.join(map(str, pooled.schedule))}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
