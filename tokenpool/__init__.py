@@ -2,18 +2,37 @@
 
     import timm, tokenpool as tp
 
-    vit = timm.create_model("deit_small_patch16_224", pretrained=True)
+    vit = timm.create_model("deit_small_patch16_224")
     pooled = tp.PooledViT(vit, saving=0.42)         # shares vit's parameters
     logits = pooled(images)
 """
 
-import tokenpool.models.names  # noqa: F401  registers deit_e252, deit_e318 and pebbles_vit with timm
-from tokenpool.core.clustering import Pooled
-from tokenpool.core.cost import Cost
-from tokenpool.core.methods import init_names, method_names, pool_tokens
-from tokenpool.models.attention import significance
-from tokenpool.models.vit import OFF_THE_SHELF, PooledViT, Trace, macs
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenpool.core.clustering import Pooled
+    from tokenpool.core.cost import Cost
+    from tokenpool.core.methods import init_names, method_names, pool_tokens
+    from tokenpool.models.attention import significance
+    from tokenpool.models.vit import OFF_THE_SHELF, PooledViT, Trace, macs
 
 __version__ = "0.1.0"
 __all__ = ["OFF_THE_SHELF", "Cost", "Pooled", "PooledViT", "Trace", "init_names", "macs", "method_names", "pool_tokens",
            "significance"]
+
+#: imported when they are first used: `tokenpool --help` need not wait for torch
+_HOMES = {"Pooled": "core.clustering", "Cost": "core.cost", "init_names": "core.methods",
+          "method_names": "core.methods", "pool_tokens": "core.methods", "significance": "models.attention",
+          "OFF_THE_SHELF": "models.vit", "PooledViT": "models.vit", "Trace": "models.vit", "macs": "models.vit"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tokenpool' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tokenpool.{_HOMES[name]}"), name)
+
+
+if "timm" in sys.modules:                   # timm.create_model("pebbles_vit") may come next
+    importlib.import_module("tokenpool.models")

@@ -1,98 +1,139 @@
-"""`tokenpool`: the command line. Every mistake is answered in one sentence and an exit code, never with a traceback."""
+"""`tokenpool`: the command line. Every mistake is answered with one sentence and an exit code, never with a traceback.
 
-from __future__ import annotations
+A command is a module of its name in this folder: its docstring is the help, and the parameters of its `run` are the
+dataclasses that options fill. Only the chosen command is imported, so that `--help` does not wait for torch.
+"""
 
 import argparse
 import errno
+import importlib
 import logging
+import os
 import sys
+import typing
 from collections.abc import Sequence
-from functools import partial
+from types import ModuleType
 
-from tokenpool.cli import bench, dense, explore, export, macs, plan, protocol, report, reproduce, train
+from tokenpool import __version__
+from tokenpool.cli.options import Parser, add, did_you_mean, fill
 from tokenpool.train import Stop
 
-_EPILOG = """examples:
-  tokenpool reproduce                              every method at six budgets, a few minutes on two cores
-  tokenpool reproduce --figure 6 --seeds 10        only the start study, more seeds
-  tokenpool reproduce --method top_k wk_medoids --budget 0.42
-  tokenpool reproduce --peers                      ToMe, ATC, EViT, ... and ours, at equal cost and equal time
-  tokenpool macs deit_small_patch16_224 --saving 0.42
-  tokenpool dense                                  pooled tokens back on the grid: mean IoU against computations
-  tokenpool train --preset pebbles                 make the shipped weights again
-  tokenpool protocol                               search K and finetune every method on pebbles, then the board
-  tokenpool plan fig3 --preset imagenet50          the runs of a figure, one command a line
-  tokenpool report                                 the board of everything measured so far
-  tokenpool bench                                  is the saving in computations a saving in time? four minutes
-  tokenpool export pebbles_vit --saving 0.42 --out model.onnx
-  tokenpool explore                                the course's explorers in the browser, without code
+COMMANDS = {
+    "measure": {
+        "reproduce": "every method without finetuning: table, CSV and page",
+        "bench": "is a saving in computations a saving in time? four minutes",
+        "dense": "segmentation from pooled tokens: mean IoU against computations",
+        "macs": "multiply-accumulates of a model, plain and pooled",
+    },
+    "train": {
+        "train": "step 1: train a base model",
+        "search": "step 2: learn how many tokens to keep after each block",
+        "finetune": "step 3: continue training with the pooling in",
+        "plan": "the runs of a figure, one command a line, for any scheduler",
+        "protocol": "run a plan on this machine, then write the board",
+    },
+    "look": {
+        "report": "the board: everything measured so far on one page, with verdicts",
+        "explore": "the explorers of the course in the browser, without code",
+    },
+    "share": {
+        "export": "a pooled model as ONNX or torch.export, compared with PyTorch",
+    },
+}
+#: commands that share a module
+_MODULES = {"search": "train", "finetune": "train"}
+#: former spelling -> today's
+FORMER = {"--budget": "--saving", "--start": "--init", "--pictures": "--images", "--train-pictures": "--train-images",
+          "--page": "--out"}
 
-Stopped runs go on where they were: type the same command again.
-"""
+_HELP = f"""\
+Token Pooling in Vision Transformers: fewer tokens, measured.
+
+usage: tokenpool COMMAND [options]
+
+{{commands}}
+
+examples:
+  tokenpool reproduce --method top_k wk_medoids --saving 0.42
+  tokenpool macs deit_small_patch16_224 --saving 0.42
+  tokenpool export pebbles_vit --saving 0.42 --out model.onnx
+
+tokenpool COMMAND --help lists a command's options; --version is {__version__};
+--traceback shows where an error happened. A stopped command resumes: type it again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 something to mend, 130 stopped by Ctrl-C."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("timm", "httpx", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    """Run a command; returns the exit code: 0 done, 2 something to fix, 130 stopped by Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    traceback = "--traceback" in words
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")      # what the terminal's encoding does not have becomes a "?"
     try:
-        args.run(args)
+        _run([word for word in words if word != "--traceback"])
+        sys.stdout.flush()
+        return 0
+    except SystemExit:                                # argparse, after the help of a command
         return 0
     except KeyboardInterrupt:
-        print("\ntokenpool: stopped. What was finished is saved; the same command goes on from there.", file=sys.stderr)
+        print("\ntokenpool: stopped. Finished results are saved; the same command resumes.", file=sys.stderr)
         return 130
+    except BrokenPipeError:                           # whoever read the output has seen enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (Stop, ValueError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
-        if args.traceback:
+        if traceback:
             raise
         print(f"tokenpool: {_sentence(error)}", file=sys.stderr)
         return 2
+
+
+def _run(words: list[str]) -> None:
+    stories = {name: story for group in COMMANDS.values() for name, story in group.items()}
+    match words:
+        case [] | ["-h" | "--help" | "help", *_]:
+            groups = ("\n".join([purpose, *(f"  {name:11}{story}" for name, story in group.items())])
+                      for purpose, group in COMMANDS.items())
+            print(_HELP.format(commands="\n\n".join(groups)))
+        case ["--version", *_]:
+            print(f"tokenpool {__version__}")
+        case [command, *_] if command not in stories:
+            raise ValueError(f"Unknown command {command}.{did_you_mean(command, stories)} Type: tokenpool --help")
+        case [command, *options]:
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+            for noisy in ("timm", "httpx", "fsspec"):
+                logging.getLogger(noisy).setLevel(logging.ERROR)
+            module = importlib.import_module(f"tokenpool.cli.{_MODULES.get(command, command)}")
+            module.run(**_parsed(module, command, stories[command], [_todays(word) for word in options]))
+
+
+def _parsed(module: ModuleType, command: str, story: str, words: list[str]) -> dict[str, object]:
+    """The arguments of a command's `run`."""
+    parser = Parser(f"tokenpool {command}", description=f"{story[0].upper()}{story[1:]}.\n\n{module.__doc__}",
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(**getattr(module, "DEFAULTS", {}).get(command, {}))
+    hints = typing.get_type_hints(module.run)
+    groups = {name: hints[name] for name in hints if name != "return"}
+    for kind in groups.values():
+        add(parser, kind, command)
+    args = parser.parse_args(words)
+    return {name: fill(kind, args) for name, kind in groups.items()}
+
+
+def _todays(word: str) -> str:
+    """A word as it is spelled today."""
+    flag, equals, value = word.partition("=")
+    if flag not in FORMER:
+        return word
+    print(f"tokenpool: {flag} is now {FORMER[flag]}.", file=sys.stderr)
+    return FORMER[flag] + equals + value
 
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "The disk is full. Free some space and type the same command again; what was finished is saved."
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}. Check the path, or give another folder with --out."
+        return f"{error.filename}: {error.strerror}. Check the path, or give another one with --out."
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, RuntimeError):
         return f"{lines[0]} (add --traceback to see where)"
     return " ".join(lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    from tokenpool import __version__
-    parser = argparse.ArgumentParser(
-        prog="tokenpool", description="Token Pooling in Vision Transformers: fewer tokens, measured.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"tokenpool {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where an error happened")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    for name, (help, options, run, defaults) in _COMMANDS.items():
-        one = commands.add_parser(name, help=help)
-        options(one)
-        one.set_defaults(run=run, **defaults)
-    return parser
-
-
-_COMMANDS = {
-    "reproduce": ("measure every method without finetuning; table, CSV and page", reproduce._options, reproduce._reproduce, {}),
-    "macs": ("count a model's multiply-accumulates, plain and pooled", macs._options, macs._macs, {}),
-    "dense": ("what lies where, from pooled tokens: mean IoU against computations", dense._options, dense._dense, {}),
-    "train": ("step 1: train a base model", partial(train._job_options, step="train"), train._job, {"step": "base"}),
-    "search": ("step 2: learn how many tokens to keep after each block", partial(train._job_options, step="search"),
-               train._job, {"step": "search"}),
-    "finetune": ("step 3: train on with the pooling in", partial(train._job_options, step="finetune"), train._job,
-                 {"step": "finetune"}),
-    "plan": ("the runs of a figure, one command a line, for any scheduler", plan._options, plan._plan, {}),
-    "protocol": ("run a plan on this machine, then write the board", protocol._options, protocol._protocol, {}),
-    "report": ("all rows -> the board: one page, a panel per figure, verdicts", report._options, report._report, {}),
-    "bench": ("time score, pooling and whole models beside the plain model", bench._bench_options, bench._bench, {}),
-    "export": ("write a pooled model as ONNX or torch.export, compared with PyTorch", export._export_options,
-               export._export, {}),
-    "explore": ("the explorers of the course as a page without code, in the browser", explore._options,
-                explore._explore, {}),
-}

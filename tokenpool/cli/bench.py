@@ -1,74 +1,55 @@
-"""tokenpool bench"""
+"""Everything is timed in turns with what it replaces: the score, the pooling, whole models, the plain model with fused
+attention. Prints tables and writes a CSV file and a page. A stopped run resumes; a finished one starts over.
 
-from __future__ import annotations
+    tokenpool bench --device cuda --dtype bfloat16 --batch 1 64 256 --full
+    tokenpool bench --growth                 up to 4,096 tokens, fitted exponents, memory; no time limit
+"""
 
-import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokenpool.cli.common import _check_device
-from tokenpool.cli.show import _print_lines, _progress
+import torch
+
+from tokenpool.cli import show
+from tokenpool.measure import bench, workloads
+from tokenpool.measure.options import option
+from tokenpool.report import speed_page
 
 
-def _bench_options(one: argparse.ArgumentParser) -> None:
-    from tokenpool.core.kernels import KERNELS
-    from tokenpool.measure.bench import DTYPES, Options
-    extent = one.add_mutually_exclusive_group()
-    extent.add_argument("--quick", action="store_true", help="one model, few methods: about a minute")
-    extent.add_argument("--full", action="store_true", help="every method, start, batch and budget; no time limit")
-    one.add_argument("--growth", action="store_true", help="up to 4,096 tokens, and the memory there (minutes more)")
-    one.add_argument("--train", action="store_true", help="training steps of all models; default: of the first")
-    one.add_argument("--model", nargs="+", default=list(Options.models), metavar="NAME",
-                     help=f"timm ViTs, with random weights; default: {' '.join(Options.models)}")
-    one.add_argument("--method", nargs="+", default=[], metavar="NAME",
-                     help="only these methods, or contenders of reproduce --peers, such as tokenpool")
-    one.add_argument("--saving", nargs="+", type=float, default=[], metavar="SHARE",
-                     help="of the computations; default: 0.42, and for a curve 0.2 and 0.6")
-    one.add_argument("--batch", nargs="+", type=int, metavar="N",
-                     help="images at a time; default: 1 8, with --full 1 16 64 256")
-    one.add_argument("--dtype", nargs="+", default=["float32"], metavar="NAME",
-                     help=f"{', '.join(DTYPES)}; default: float32")
-    one.add_argument("--kernel", default="", metavar="NAME", help=f"{', '.join(KERNELS)}; default: PooledViT's choice")
-    one.add_argument("--compile", action="store_true", help="whole models through torch.compile, the plain one too")
-    one.add_argument("--device", default="cpu", help="cpu, cuda, mps; default: cpu")
-    one.add_argument("--threads", type=int, metavar="N", help="of the CPU; default: all cores")
-    one.add_argument("--cpu-time", action="store_true", help="count this process only, on a busy machine; one thread")
-    one.add_argument("--rounds", type=int, default=Options.rounds, metavar="N", help=f"default: {Options.rounds}")
-    one.add_argument("--seconds", type=float, metavar="S",
-                     help=f"a limit for all of it; default: {Options.seconds:g}, none with --full or --growth")
-    one.add_argument("--out", type=Path, default=Path("results/bench"), metavar="FOLDER", help="default: results/bench")
+@dataclass(frozen=True)
+class Options:
+    """What has no field in bench.Options, and what depends on the rest."""
+
+    quick: bool = option(False, "one model, few methods: about a minute")
+    full: bool = option(False, "every method, init, batch size and saving; no time limit")
+    batch: tuple[int, ...] = option((), "images at a time; default: 1 16, with --full 1 16 64 256", "N")
+    seconds: float | None = option(None, f"limit for all of it; default: {bench.Options.seconds:g}, none with --full "
+                                   "or --growth", "S")
+    threads: int | None = option(None, "of the CPU; default: all cores", "N")
+    cpu_time: bool = option(False, "count this process only, for a busy machine; needs --threads 1")
+    out: Path = option(Path("results/bench"), "where the results go", "FOLDER")
 
 
-def _bench(args: argparse.Namespace) -> None:
-    import torch
-
-    from tokenpool.measure import bench, workloads
-    from tokenpool.report import speed_page
-    _check_device(args.device)
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads {args.threads}: use 1 or more.")
-        torch.set_num_threads(args.threads)
-    extent = "full" if args.full else "quick" if args.quick else "default"
-    unlimited = args.full or args.growth
-    seconds = args.seconds if args.seconds is not None else None if unlimited else bench.Options.seconds
-    options = bench.Options(
-        tuple(args.model), tuple(args.method), tuple(args.saving),
-        tuple(args.batch or ((1, 16, 64, 256) if args.full else bench.Options.batches)), tuple(args.dtype), args.device,
-        args.compile, args.train, args.growth, extent, args.rounds, seconds, args.kernel, args.cpu_time)
+def run(own: Options, options: bench.Options) -> None:
+    if own.quick and own.full:
+        raise ValueError("--quick and --full exclude each other. Leave one of them out.")
+    if own.threads:
+        torch.set_num_threads(own.threads)
+    limit = own.seconds or (None if own.full or options.growth else bench.Options.seconds)
+    options = replace(options, extent="quick" if own.quick else "full" if own.full else "default", seconds=limit,
+                      batches=own.batch or ((1, 16, 64, 256) if own.full else bench.Options.batches),
+                      cpu_time=own.cpu_time)
     groups = workloads.plan(options)
     print(f"{sum(len(g.items) for g in groups)} timings in {len(groups)} groups"
-          + (f", within {seconds / 60:.1f} minutes" if seconds else ""))
-    kept = bench.unfinished(args.out)
-    if kept:
-        print(f"Going on with a stopped run; {kept} timings are there. To begin anew, remove "
-              f"{args.out / bench.UNFINISHED}.")
-    with _progress() as bar:
-        task = bar.add_task("", total=len(groups))
-        rows = bench.run(options, groups, args.out,
-                         lambda what, done, total: bar.update(task, completed=done, description=what))
-    page = args.out / "index.html"
+          + (f", within {limit / 60:.1f} minutes" if limit else ""))
+    if kept := bench.unfinished(own.out):
+        print(f"Resuming a stopped run with {kept} timings. To start over, remove {own.out / bench.UNFINISHED}.")
+    with show.progress(len(groups)) as tell:
+        rows = bench.run(options, groups, own.out, tell)
+    page = own.out / "index.html"
     speed_page.write_page(page, rows)
     for table in speed_page.tables(rows):
-        _print_lines(table)
-    print(f"\n{speed_page.EFFICIENCY}\n{speed_page.line_of(rows[0])}.\n\nrows   {args.out / 'bench.csv'}\n"
-          f"page   {page}   (open it in a browser)")
+        print(f"\n{table.title}\n")
+        show.table(table.head, table.lines)
+    print(f"\n{speed_page.EFFICIENCY}\n{speed_page.line_of(rows[0])}.")
+    show.written(page, own.out / "bench.csv")

@@ -1,69 +1,57 @@
-"""tokenpool dense"""
+"""Puts pooled tokens back on the grid and segments pebbles with a linear probe: mean IoU against computations.
+Writes a table, a CSV file and a page; two minutes.
+"""
 
-from __future__ import annotations
-
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from tokenpool.cli.show import _progress
+from tokenpool.cli import show
+from tokenpool.measure.options import option
 
 
-def _options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--method", nargs="+", metavar="NAME",
-                      help="default: chance, a score, the grid, K-Medoids; and tokenpool, ToMe, ATC, EViT")
-    one.add_argument("--budget", nargs="+", type=float, metavar="SHARE",
-                      help="shares of the computations to save; default: 0.2 0.42 0.6")
-    one.add_argument("--truth", default="regions", metavar="KIND",
-                      help="regions (ground, large and small pebble) or materials; default: regions")
-    one.add_argument("--checkpoint", type=Path, metavar="FILE", help="other weights of pebbles_vit, such as finetuned")
-    one.add_argument("--train-images", "--train-pictures", type=int, default=300, metavar="N", help="to fit the probe on; default: 300")
-    one.add_argument("--images", "--pictures", type=int, default=300, metavar="N", help="to measure on; default: 300")
-    one.add_argument("--seeds", type=int, default=3, metavar="N", help="for what draws at random; default: 3")
-    one.add_argument("--out", type=Path, default=Path("results/dense"), metavar="FOLDER",
-                      help="default: results/dense")
+@dataclass(frozen=True)
+class Options:
+    method: tuple[str, ...] = option((), "default: random, a score, the grid, K-Medoids, tokenpool, ToMe, ATC, EViT")
+    saving: tuple[float, ...] = option((), "shares of the computations to save; default: 0.2 0.42 0.6", "SHARE",
+                                       share=True)
+    truth: str = option("regions", "regions (ground, large and small pebble) or materials", "KIND")
+    checkpoint: Path | None = option(None, "other weights of pebbles_vit, such as finetuned ones", "FILE")
+    train_images: int = option(300, "to fit the probe on", "N")
+    images: int = option(300, "to measure on", "N")
+    seeds: int = option(3, "repetitions of what is random", "N")
+    out: Path = option(Path("results/dense"), "where the results go", "FOLDER")
 
 
-def _dense(args: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from tokenpool.core.methods import one_of
     from tokenpool.data.weights import load_model
     from tokenpool.measure import dense
     from tokenpool.report import dense_page
 
-    one_of("truth", args.truth, dense.TRUTHS, "")
-    wanted = dense.settings(args.method or dense.COMPARED, args.budget or dense.BUDGETS, args.seeds)
-    model = load_model(checkpoint=args.checkpoint)
-    data = dense.Data.make(args.train_images, args.images, args.truth)
-    path, page = args.out / "dense.csv", args.out / "index.html"
-    print(f"{len(wanted)} measurements on {args.images} scenes of pebbles; {', '.join(dense.TRUTHS[args.truth])}")
-    with _progress() as bar:
-        task = bar.add_task("", total=len(wanted))
-        rows = dense.measure(model, wanted, data, path,
-                             tell=lambda what, done, total: bar.update(task, completed=done, description=what))
+    one_of("truth", options.truth, dense.TRUTHS, "")
+    wanted = dense.settings(options.method or dense.COMPARED, options.saving or dense.BUDGETS, options.seeds)
+    model = load_model(checkpoint=options.checkpoint)
+    data = dense.Data.make(options.train_images, options.images, options.truth)
+    file, page = options.out / "dense.csv", options.out / "index.html"
+    print(f"{len(wanted)} measurements on {options.images} images of pebbles; "
+          f"{', '.join(dense.TRUTHS[options.truth])}")
+    with show.progress(len(wanted)) as tell:
+        rows = dense.measure(model, wanted, data, file, tell=tell)
     dense_page.write_page(page, rows, model, data)
-    _print_dense(dense_page.summary(rows))
-    for sentence in dense_page.told(rows):
-        print(f"- {sentence}")
-    print(f"\nrows   {path}\npage   {page}   (open it in a browser)")
+    points = dense_page.summary(rows)
+    if (points["saving"] > 0).any():
+        print("\nMean IoU in pixels, %, by computations saved; probe fitted on the plain model / on the pooled "
+              "features:\n")
+        show.by_saving(_cells(points[points["saving"] > 0]))
+        print()
+    show.sentences(dense_page.told(rows))
+    show.written(page, file)
 
 
-def _print_dense(points) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    pooled = points[points["saving"] > 0]
-    if not len(pooled):
-        return
-    print("\nMean IoU in pixels, %, by computations saved; probe fitted on the plain model / on the pooled features:\n")
-    shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
-    for name in ("method", "init", "counts"):
-        shown.add_column(name, no_wrap=True)
-    for saving in sorted(pooled["saving"].unique()):
-        shown.add_column(f"-{saving:.0%}", justify="right", no_wrap=True)
-    wide = pooled.pivot_table(index=["method", "init", "counts"], columns=["saving", "probe"], values="miou",
-                              sort=False)
-    for (method, init, counts), line in wide.iterrows():
-        pairs = [(line[s, "plain"], line[s, "own"]) for s in sorted(pooled["saving"].unique())]
-        shown.add_row(method, init or "-", "carried" if counts else "-",
-                      *("-" if a != a else f"{100 * a:.1f} / {100 * b:.1f}" for a, b in pairs))
-    Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(shown)
-    print()
+def _cells(points) -> dict:
+    """Both probes in one cell."""
+    wide = points.pivot_table(index=["method", "init", "counts", "saving"], columns="probe", values="miou", sort=False)
+    cells: dict = {}
+    for (*way, saving), line in wide.iterrows():
+        cells.setdefault(tuple(way), {})[saving] = f"{100 * line['plain']:.1f} / {100 * line['own']:.1f}"
+    return cells

@@ -1,23 +1,26 @@
-"""tokenpool explore"""
+"""Serves the explorers of the course as a page without code, in the browser, to this machine only. Ctrl-C ends it.
 
-from __future__ import annotations
+    tokenpool explore 05                    K per layer
+    tokenpool explore --address 0.0.0.0     for a classroom: the printed address has a token
+"""
 
-import argparse
+from dataclasses import dataclass
 
-
-def _options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("which", nargs="?", default="all", metavar="NOTEBOOK",
-                      help="00 to 08 shows one (05: K per layer); default: all, to choose from")
-    one.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
-    one.add_argument("--address", default="127.0.0.1", metavar="IP",
-                      help="0.0.0.0 lets other machines in, with a token; default: 127.0.0.1, this machine only")
-    one.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+from tokenpool.measure.options import option
 
 
-def _explore(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Options:
+    which: str = option("all", "00 to 08 shows one notebook's explorer; all lets you choose", "NOTEBOOK", flag="")
+    port: int = option(0, "default: a free one", "N", least=0)
+    address: str = option("127.0.0.1", "0.0.0.0 lets other machines in, with a token", "IP")
+    no_browser: bool = option(False, "print the address and open nothing")
+
+
+def run(options: Options) -> None:
     try:
         from tokenpool.lab.app.server import serve
     except ModuleNotFoundError as error:
         raise ValueError(f"The page is served by Voila, and {error.name} is not installed here. Type: pip install "
                          "voila") from None
-    serve(args.which, args.port, args.address, not args.no_browser, lambda words: print(words, flush=True))
+    serve(options.which, options.port, options.address, not options.no_browser, lambda words: print(words, flush=True))

@@ -1,58 +1,47 @@
-"""tokenpool export"""
+"""Writes a pooled model as one file, ONNX or torch.export, for any number of images, and compares it with PyTorch:
+answers on several batch sizes, and time in turns.
 
-from __future__ import annotations
+    tokenpool export pebbles_vit --saving 0.42 --out model.onnx
+"""
 
-import argparse
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-
-def _export_options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("model", help="pebbles_vit, any timm ViT, local-dir:FOLDER")
-    one.add_argument("--out", type=Path, required=True, metavar="FILE",
-                     help="model.onnx (ONNX) or model.pt2 (torch.export)")
-    one.add_argument("--saving", type=float, metavar="SHARE", help="of the computations, such as 0.42")
-    one.add_argument("--schedule", nargs="+", type=int, metavar="K", help="tokens kept after each block, instead")
-    one.add_argument("--method", default="wk_medoids", metavar="NAME",
-                     help="or tokenpool, what we recommend without training; default: wk_medoids")
-    one.add_argument("--init", "--start", metavar="NAME", help="of a clustering; default: top_k")
-    one.add_argument("--output", metavar="NAME", help="what a clustering returns: medoid, mean or weighted_mean")
-    one.add_argument("--counts", action="store_true", help="carry counts into later attention")
-    one.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, .safetensors or .pth")
-    one.add_argument("--pretrained", action="store_true", help="timm's public weights")
-    one.add_argument("--rounds", type=int, default=7, metavar="N", help="of the timing; default: 7")
+from tokenpool.cli.groups import OneModel, PoolingOptions
+from tokenpool.measure.options import option
 
 
-def _export(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Options:
+    out: Path = option(MISSING, "model.onnx (ONNX) or model.pt2 (torch.export)", "FILE")
+    rounds: int = option(7, "of the timing", "N")
+
+
+def run(options: Options, model: OneModel, pooling: PoolingOptions) -> None:
     import torch
 
     import tokenpool as tp
     from tokenpool.data.datasets import open_data
-    from tokenpool.data.weights import SHIPPED, load_model
+    from tokenpool.data.weights import SHIPPED
     from tokenpool.measure import export
-    from tokenpool.models.published import NAMED
-    export.check_path(args.out)
-    model = load_model(args.model, args.checkpoint, args.pretrained)
-    way = dict(method=args.method, init=args.init, output=args.output, carry_counts=args.counts)
-    if args.method in NAMED:
-        if args.init or args.output or args.counts:
-            raise ValueError(f"{args.method} has its own options. Leave out --start, --output and --counts.")
-        way = NAMED[args.method]
-    pooled = tp.PooledViT(model, args.schedule, saving=args.saving, **way).eval()
-    if args.model == SHIPPED:
-        images, said = next(iter(open_data("pebbles", model, count=96)))[0], "pebbles"
+
+    export.check_path(options.out)
+    pooled = pooling.pool(model.open())
+    if model.model == SHIPPED:
+        images, said = next(iter(open_data("pebbles", pooled.vit, count=96)))[0], "pebbles"
     else:
         embed = pooled.vit.patch_embed
         images = torch.randn(16, embed.proj.in_channels, *embed.img_size, generator=torch.Generator().manual_seed(0))
         said = "random images"
-        if args.checkpoint is None and not args.pretrained and ":" not in args.model:
-            print(f"{args.model} has random weights: add --pretrained or --checkpoint FILE for a model of use.")
-    about = {"tokenpool": tp.__version__, "model": args.model, "pooling": pooled.extra_repr()}
-    export.save(export.trace(pooled), args.out, about)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {tp.macs(pooled)}")
-    print(f"Compared on {len(images)} {said}.")
-    report = export.compare(args.out, pooled, images, rounds=args.rounds)
-    for sentence in export.say(report, args.out):
+    if not model.trained:
+        print(f"{model.model} has random weights: add --pretrained or --checkpoint FILE for a useful model.")
+    about = {"tokenpool": tp.__version__, "model": model.model, "pooling": pooled.extra_repr()}
+    export.save(export.trace(pooled), options.out, about)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {tp.macs(pooled)}\n"
+          f"Compared on {len(images)} {said}.")
+    report = export.compare(options.out, pooled, images, rounds=options.rounds)
+    for sentence in export.say(report, options.out):
         print(sentence)
     if not report.equal:
-        raise ValueError(f"{args.out} does not answer as PyTorch does, see above. It is kept for a look; "
+        raise ValueError(f"{options.out} does not answer as PyTorch does, see above. It is kept for a look; "
                          "do not use it.")

@@ -1,21 +1,15 @@
-"""tokenpool macs"""
+"""The number is that of one image; "without clustering" leaves out what choosing the tokens costs.
 
-from __future__ import annotations
+    tokenpool macs deit_small_patch16_224 --saving 0.42
+"""
 
-import argparse
-
-
-def _options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("model", help="a timm ViT, such as deit_small_patch16_224")
-    one.add_argument("--saving", type=float, metavar="SHARE", help="share of the computations to save")
-    one.add_argument("--method", default="wk_medoids")
+from tokenpool.cli.groups import OneModel, PoolingOptions
 
 
-def _macs(args: argparse.Namespace) -> None:
+def run(model: OneModel, pooling: PoolingOptions) -> None:
     import tokenpool as tp
-    from tokenpool.data.weights import load_model
-    model = load_model(args.model)
-    print(f"plain   {tp.macs(model)}")
-    if args.saving is not None:
-        pooled = tp.PooledViT(model, saving=args.saving, method=args.method)
+    plain = model.open()
+    print(f"plain   {tp.macs(plain)}")
+    if pooling.saving or pooling.schedule:
+        pooled = pooling.pool(plain)
         print(f"pooled  {tp.macs(pooled)}\nK after each block: {' '.join(map(str, pooled.schedule))}")

@@ -1,34 +1,29 @@
-"""tokenpool protocol"""
+"""Runs all jobs of a plan that are not finished yet, then writes the board: for pebbles, search K and finetune every
+method from the weights that ship. A job that fails does not stop the others.
+"""
 
-from __future__ import annotations
+from dataclasses import dataclass
 
-import argparse
-from pathlib import Path
-
-from tokenpool.cli.common import _settings
-from tokenpool.cli.plan import _plan_options, _planned
-from tokenpool.cli.report import _write_board
-from tokenpool.cli.show import _progress
-
-
-def _options(one: argparse.ArgumentParser) -> None:
-    _plan_options(one)
-    one.add_argument("--jobs", type=int, metavar="N", help="at a time; default: one per core, or one on a GPU")
-    one.add_argument("--data", metavar="NAME", help="another place of the preset's data")
-    one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
-    one.add_argument("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: results")
+from tokenpool.cli import show
+from tokenpool.cli.groups import PresetOptions
+from tokenpool.cli.plan import PlanOptions
+from tokenpool.cli.report import write_board
+from tokenpool.measure.options import option
 
 
-def _protocol(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Options(PresetOptions):
+    jobs: int | None = option(None, "at a time; default: one per core, or one on a GPU", "N")
+
+
+def run(planned: PlanOptions, options: Options) -> None:
     from tokenpool.train.protocol import run_all
-    plan = _planned(args)
-    print(f"{len(plan)} runs of preset {args.preset} into {args.out}; finished ones are skipped")
-    with _progress() as bar:
-        task = bar.add_task("", total=len(plan))
-        failed = run_all(plan, args.out, args.jobs, data=args.data, settings=_settings(args),
-                         tell=lambda what, done, total: bar.update(task, completed=done, description=what))
+    jobs = planned.jobs()
+    print(f"{len(jobs)} runs of preset {planned.preset} into {options.out}; finished ones are skipped")
+    with show.progress(len(jobs)) as tell:
+        failed = run_all(jobs, options.out, options.jobs, data=options.data, settings=options.changes, tell=tell)
     for job, why in failed:
-        print(f"failed: {job.command()}\n        {why}   (log: {args.out / job.preset / job.name / 'log.txt'})")
-    _write_board([args.out / args.preset], args.out / "board.html", None)
+        print(f"failed: {job.command()}\n        {why}   (log: {options.out / job.preset / job.name / 'log.txt'})")
+    write_board([options.out / planned.preset], options.out / "board.html")
     if failed:
-        raise ValueError(f"{len(failed)} of {len(plan)} runs failed, see above. The same command tries them again.")
+        raise ValueError(f"{len(failed)} of {len(jobs)} runs failed, see above. The same command tries them again.")

@@ -1,32 +1,31 @@
-"""tokenpool report"""
+"""Reads rows from files and folders and writes the board: one self-contained page, a panel per figure, verdicts."""
 
-from __future__ import annotations
-
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-
-def _options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("sources", nargs="*", type=Path, metavar="PATH",
-                       help="CSV files, or folders of runs; default: what ships and results/")
-    one.add_argument("--page", type=Path, default=Path("results/board.html"), help="default: results/board.html")
-    one.add_argument("--collect", type=Path, metavar="FOLDER",
-                       help="also write all rows and run cards there, one pair of files a preset")
+from tokenpool.cli import show
+from tokenpool.measure.options import option
 
 
-def _report(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Options:
+    sources: tuple[Path, ...] = option((), "CSV files, or folders of runs; default: what ships and results/", "PATH",
+                                       flag="")
+    out: Path = option(Path("results/board.html"), "the page", "FILE")
+    collect: Path | None = option(None, "also write all rows and run cards there, one pair of files a preset", "FOLDER")
+
+
+def run(options: Options) -> None:
     from tokenpool.data.weights import data_folder
-    sources = args.sources or [p for p in (data_folder() / "runs", Path("results")) if p.exists()]
-    _write_board(sources, args.page, args.collect)
+    shipped_and_own = [p for p in (data_folder() / "runs", Path("results")) if p.exists()]
+    write_board(options.sources or shipped_and_own, options.out, options.collect)
 
 
-def _write_board(sources: list[Path], page: Path, collect: Path | None) -> None:
+def write_board(sources: Sequence[Path], page: Path, collect: Path | None = None) -> None:
     from tokenpool.report import board
     evidence = board.read(sources)
-    said = board.write_page(page, evidence)
-    for verdict in said:
-        print(f"- {verdict.verdict.upper()}: {verdict.claim}. {verdict.evidence}")
-    if collect:
-        for path in board.collect(evidence, collect):
-            print(f"rows   {path}")
-    print(f"\npage   {page}   (open it in a browser)")
+    show.verdicts(board.write_page(page, evidence))
+    for path in board.collect(evidence, collect) if collect else ():
+        print(f"rows   {path}")
+    show.written(page)

@@ -27,6 +27,7 @@ from tokenpool.core.methods import METHODS, one_of
 from tokenpool.data.files import replace_file
 from tokenpool.measure import memory
 from tokenpool.measure.accuracy import device_name
+from tokenpool.measure.options import option
 from tokenpool.measure.rows import Results, Timing, key_of, provenance
 from tokenpool.models.published import NAMED
 
@@ -41,19 +42,23 @@ _MOST_CALLS = 50
 class Options:
     """What to time."""
 
-    models: tuple[str, ...] = ("deit_tiny_patch16_224", "deit_small_patch16_224")
-    methods: tuple[str, ...] = ()                 # none: all as operators, those of SYSTEMS as whole models
-    savings: tuple[float, ...] = ()               # none: 0.42, and for a curve 0.2 and 0.6 of the first model
+    models: tuple[str, ...] = option(("deit_tiny_patch16_224", "deit_small_patch16_224"),
+                                     "timm ViTs, with random weights", flag="--model")
+    methods: tuple[str, ...] = option((), "only these methods, or published ones such as tokenpool; default: all as "
+                                      "operators, some as whole models", flag="--method")
+    savings: tuple[float, ...] = option((), "of the computations; default: 0.42, and for a curve 0.2 and 0.6 of the "
+                                        "first model", "SHARE", flag="--saving", share=True)
     batches: tuple[int, ...] = (1, 16)
-    dtypes: tuple[str, ...] = ("float32",)        # weights, images and tokens
-    device: str = "cpu"
-    compiled: bool = False                        # whole models, the plain one too
-    train: bool = False                           # training steps of all models, not of the first only
-    growth: bool = False                          # up to 4,096 tokens, and the memory there
+    dtypes: tuple[str, ...] = option(("float32",), f"of weights, images and tokens: {', '.join(DTYPES)}",
+                                     flag="--dtype")
+    device: str = option("cpu", "cpu, cuda or mps", device=True)
+    compiled: bool = option(False, "whole models through torch.compile, the plain one too", flag="--compile")
+    train: bool = option(False, "training steps of all models; default: of the first")
+    growth: bool = option(False, "up to 4,096 tokens, and the memory there (minutes more)")
     extent: str = "default"                       # "quick", "default" or "full"
-    rounds: int = 7
+    rounds: int = option(7, "of the timing", "N")
     seconds: float | None = 240.0                 # ends in time on two cores; None: as long as it takes
-    kernel: str = ""                              # none: PooledViT's own choice
+    kernel: str = option("", f"{', '.join(kernels.KERNELS)}; default: PooledViT's own choice")
     cpu_time: bool = False                        # for a busy machine: counts this process only; wants one thread
     seed: int = 0
 

@@ -1,6 +1,6 @@
 """Models by name: the widths of the paper and the small model that ships, as entries of timm's own registry.
 
-Importing `tokenpool` is enough to write `timm.create_model("deit_e252_patch16_224")`.
+`import timm, tokenpool`, in this order, is enough to write `timm.create_model("deit_e252_patch16_224")`.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tokenpool.core.methods import INITS, METHODS, one_of
+from tokenpool.measure.options import option
 from tokenpool.models.published import TRAINABLE
 
 STEPS = ("base", "search", "finetune")
@@ -82,20 +83,22 @@ class Recipe:
 class Job:
     """What to train: one run, one folder, one line of `tokenpool plan`."""
 
-    preset: str
-    step: str                       # "base", "search" or "finetune"
-    model: str                      # a name of the preset's models
-    system: str = "plain"           # a pooling method, or a name of SYSTEMS or of contenders.TRAINABLE
-    init: str = ""                 # of a clustering
-    counts: bool = False            # carried counts
-    saving: float = 0.0             # share of the multiply-adds to save, clustering counted in
-    schedule: str = ""              # name of a found schedule, in place of `saving`
-    qk: str = ""                    # normalised keys and queries: "", "r1" or "r2" (readings of eq. 6)
-    alpha: str = ""                 # with qk: "one" or "learned"
-    penalty: float = 0.0            # search: lambda
-    distill: bool = False           # dynamic_vit: learn from the plain model too
-    seed: int = 0
-    base_seed: int = 0              # which base model to go on from
+    preset: str = option("pebbles", "pebbles, imagenet50_cpu, imagenet50 or imagenet1k")
+    step: str = "base"              # "base", "search" or "finetune"
+    model: str = option("", "a model of the preset; default: its first")
+    system: str = option("plain", "a pooling method, plain, convolution, dynamic_vit, patch_merger; tokenpool, ToMe, "
+                         "ATC and others with their own options", commands=("finetune",))
+    init: str = option("", "of a clustering; default: top_k (Algorithm 1)", commands=("finetune",))
+    counts: bool = option(False, "carry counts into later attention (not in the paper)", commands=("finetune",))
+    saving: float = option(0.0, "share of the computations to save, clustering counted in, such as 0.42", "SHARE",
+                           share=True, commands=("finetune",))
+    schedule: str = option("", "found by a search, in place of --saving", commands=("finetune",))
+    qk: str = option("", "normalise keys and queries: r1 or r2 (readings of eq. 6)", "READING")
+    alpha: str = option("", "with --qk: one or learned", "KIND")
+    penalty: float = option(0.0, "needed; a larger one keeps fewer tokens", "LAMBDA", commands=("search",))
+    distill: bool = option(False, "dynamic_vit: learn from the plain model too", commands=("finetune",))
+    seed: int = option(0, "of all that is random", "N", least=0)
+    base_seed: int = option(0, "which base model to continue from", "N", least=0, commands=("search", "finetune"))
 
     def __post_init__(self) -> None:
         one_of("step", self.step, STEPS, "")
@@ -104,9 +107,9 @@ class Job:
             one_of("init", self.init, INITS, "See tokenpool.init_names().")
         clustering = self.system in METHODS and METHODS[self.system].kind == "clustering"
         if self.init and not clustering:
-            raise ValueError(f"{self.system} does not start anywhere. Leave --start out.")
+            raise ValueError(f"{self.system} does not start anywhere. Leave out --init.")
         if self.counts and self.system not in METHODS:
-            raise ValueError(f"{self.system} carries no counts, or has its own options. Leave --counts out.")
+            raise ValueError(f"{self.system} carries no counts, or has its own options. Leave out --counts.")
         if self.step == "finetune" and self.system != "plain" and bool(self.saving) == bool(self.schedule):
             raise ValueError(f"How many tokens may {self.system} keep? Give --saving 0.42 or --schedule NAME, one of "
                              "the two.")
@@ -118,7 +121,8 @@ class Job:
             one_of("reading", self.qk, ("r1", "r2"), "They are the two readings of the paper's eq. (6).")
             one_of("alpha", self.alpha, ("one", "learned"), "")
         if self.step == "search" and self.penalty <= 0:
-            raise ValueError(f"--penalty {self.penalty} shortens nothing. Use a number above 0, such as 1e-3.")
+            raise ValueError(f"A search with penalty {self.penalty} shortens nothing. Add --penalty 1e-3, or another "
+                             "number above 0.")
 
     @property
     def pools(self) -> bool:
@@ -146,13 +150,13 @@ class Job:
         """The line that runs it."""
         words = ["tokenpool", {"base": "train"}.get(self.step, self.step), "--preset", self.preset,
                  "--model", self.model]
-        for field in fields(self):
-            value, default = getattr(self, field.name), field.default
-            if field.name in ("preset", "step", "model"):
+        for f in fields(self):
+            value, default = getattr(self, f.name), f.default
+            if f.name in ("preset", "step", "model"):
                 continue
-            if value == default and (field.name, self.step) != ("system", "finetune"):
+            if value == default and (f.name, self.step) != ("system", "finetune"):
                 continue
-            flag = "--" + field.name.replace("_", "-")
+            flag = "--" + f.name.replace("_", "-")
             words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
         return " ".join(words)
 
@@ -176,7 +180,7 @@ class Preset:
     train_images: int | None = None   # None: all of the split
     finetune_images: int | None = None
     val_images: int | None = None
-    shipped: Mapping[str, str] = dataclasses.field(default_factory=dict)   # base run -> its weights under data/
+    shipped: Mapping[str, str] = field(default_factory=dict)   # base run -> its weights under data/
 
     def recipe(self, step: str) -> Recipe:
         return {"base": self.base, "search": self.search, "finetune": self.finetune}[step]
