@@ -7,12 +7,13 @@ dataclasses that options fill. Only the chosen command is imported, so that `--h
 import argparse
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
 import typing
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from tokenpool import __version__
 from tokenpool.cli.options import Parser, add, did_you_mean, fill
@@ -66,10 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 something to fix, 130 stopped by Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in words
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")      # what the terminal's encoding does not have becomes a "?"
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("timm", "httpx", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        _run([word for word in words if word != "--traceback"])
+        chosen([word for word in words if word != "--traceback"])()
         sys.stdout.flush()
         return 0
     except SystemExit:                                # argparse, after the help of a command
@@ -87,45 +91,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run(words: list[str]) -> None:
+def chosen(words: Sequence[str]) -> Callable[[], object]:
+    """What the words ask for, ready to be called; a ValueError that says what is wrong with them."""
     stories = {name: story for group in COMMANDS.values() for name, story in group.items()}
-    match words:
-        case [] | ["-h" | "--help" | "help", *_]:
-            groups = ("\n".join([purpose, *(f"  {name:11}{story}" for name, story in group.items())])
-                      for purpose, group in COMMANDS.items())
-            print(_HELP.format(commands="\n\n".join(groups)))
-        case ["--version", *_]:
-            print(f"tokenpool {__version__}")
-        case [command, *_] if command not in stories:
-            raise ValueError(f"Unknown command {command}.{did_you_mean(command, stories)} Type: tokenpool --help")
-        case [command, *options]:
-            logging.basicConfig(level=logging.INFO, format="%(message)s")
-            for noisy in ("timm", "httpx", "fsspec"):
-                logging.getLogger(noisy).setLevel(logging.ERROR)
-            module = importlib.import_module(f"tokenpool.cli.{_MODULES.get(command, command)}")
-            module.run(**_parsed(module, command, stories[command], [_todays(word) for word in options]))
-
-
-def _parsed(module: ModuleType, command: str, story: str, words: list[str]) -> dict[str, object]:
-    """The arguments of a command's `run`."""
-    parser = Parser(f"tokenpool {command}", description=f"{story[0].upper()}{story[1:]}.\n\n{module.__doc__}",
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    command, *words = words or ["--help"]
+    if command in ("-h", "--help", "help"):
+        listed = ("\n".join([purpose, *(f"  {name:11}{story}" for name, story in group.items())])
+                  for purpose, group in COMMANDS.items())
+        return partial(print, _HELP.format(commands="\n\n".join(listed)))
+    if command == "--version":
+        return partial(print, f"tokenpool {__version__}")
+    if command not in stories:
+        raise ValueError(f"Unknown command {command}.{did_you_mean(command, stories)} Type: tokenpool --help")
+    module = importlib.import_module(f"tokenpool.cli.{_MODULES.get(command, command)}")
+    parser = Parser(f"tokenpool {command}", formatter_class=argparse.RawDescriptionHelpFormatter,
+                    description=f"{stories[command][0].upper()}{stories[command][1:]}.\n\n{module.__doc__}")
     parser.set_defaults(**getattr(module, "DEFAULTS", {}).get(command, {}))
-    hints = typing.get_type_hints(module.run)
-    groups = {name: hints[name] for name in hints if name != "return"}
+    groups = {name: kind for name, kind in typing.get_type_hints(module.run).items() if name != "return"}
     for kind in groups.values():
         add(parser, kind, command)
-    args = parser.parse_args(words)
-    return {name: fill(kind, args) for name, kind in groups.items()}
+    args = parser.parse_args([_todays(word) for word in words])
+    return partial(module.run, **{name: fill(kind, args) for name, kind in groups.items()})
 
 
 def _todays(word: str) -> str:
-    """A word as it is spelled today."""
+    """An option as it is spelled today."""
     flag, equals, value = word.partition("=")
-    if flag not in FORMER:
-        return word
-    print(f"tokenpool: {flag} is now {FORMER[flag]}.", file=sys.stderr)
-    return FORMER[flag] + equals + value
+    if flag in FORMER:
+        print(f"tokenpool: {flag} is now {FORMER[flag]}.", file=sys.stderr)
+    return FORMER.get(flag, flag) + equals + value
 
 
 def _sentence(error: BaseException) -> str:

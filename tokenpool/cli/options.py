@@ -48,7 +48,7 @@ def add(parser: argparse.ArgumentParser, kind: type, command: str) -> None:
 
 def fill(kind: type[T], args: argparse.Namespace) -> T:
     """An instance of a dataclass, of what was typed."""
-    given = {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
+    given = {f.name: getattr(args, f.name) for f in fields(kind) if f.metadata and hasattr(args, f.name)}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 

@@ -84,7 +84,7 @@ class Job:
     """What to train: one run, one folder, one line of `tokenpool plan`."""
 
     preset: str = option("pebbles", "pebbles, imagenet50_cpu, imagenet50 or imagenet1k")
-    step: str = "base"              # "base", "search" or "finetune"
+    step: str = option("base", "base, search or finetune", commands=())          # the command says it
     model: str = option("", "a model of the preset; default: its first")
     system: str = option("plain", "a pooling method, plain, convolution, dynamic_vit, patch_merger; tokenpool, ToMe, "
                          "ATC and others with their own options", commands=("finetune",))
