@@ -363,10 +363,10 @@ def test_the_page_in_a_real_browser(finished, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--method", "kmedoid"], "Unknown method 'kmedoid'. Did you mean"), (["--dtype", "int8"], "Unknown dtype 'int8'"),
-    (["--kernel", "cuda"], "Unknown kernel 'cuda'"), (["--batch", "0"], "A batch of 0 images"),
-    (["--saving", "42"], "A saving of 42.0 is not a share"), (["--rounds", "0"], "0 rounds measure nothing"),
-    (["--seconds", "0"], "0 seconds measure nothing"), (["--threads", "0"], "--threads 0"),
-    (["--cpu-time", "--threads", "2"], "Add --threads 1"), (["--device", "tpu"], "Use cpu, cuda or mps"),
+    (["--kernel", "cuda"], "Unknown kernel 'cuda'"), (["--batch", "0"], "--batch 0: use a whole number"),
+    (["--saving", "42"], "--saving 42: use a share"), (["--rounds", "0"], "--rounds 0: use a whole number"),
+    (["--seconds", "0"], "--seconds 0: use a number above 0"), (["--threads", "0"], "--threads 0"),
+    (["--cpu-time", "--threads", "2"], "Add --threads 1"), (["--device", "tpu"], "use cpu, cuda or mps"),
     (["--model", "resnet18"], "cannot be pooled"), (["--model", "deit_tinny_patch16_224"], "Unknown model")])
 def test_mistakes_get_one_sentence(arguments, says, tmp_path, capsys):
     before = torch.get_num_threads()
@@ -383,7 +383,7 @@ def test_a_stopped_run_says_that_it_goes_on(finished, tmp_path, capsys):
     shutil.copy(finished / "bench.csv", tmp_path / bench.UNFINISHED)
     assert main([*SMALL, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "Going on with a stopped run" in said
+    assert "Resuming a stopped run" in said
     assert "Whole models against the plain model, forward" in said
     assert "yield" in said
     assert (tmp_path / "bench.csv").read_text() == (finished / "bench.csv").read_text()

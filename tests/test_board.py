@@ -248,7 +248,7 @@ def test_the_board_in_a_browser(tmp_path):
     from playwright.sync_api import sync_playwright
 
     page_file = tmp_path / "board.html"
-    assert main(["report", str(ROOT / "data" / "runs"), "--page", str(page_file)]) == 0
+    assert main(["report", str(ROOT / "data" / "runs"), "--out", str(page_file)]) == 0
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         if os.environ.get("TOKENPOOL_REQUIRE_BROWSER"):

@@ -152,8 +152,10 @@ def test_ctrl_c_loses_nothing(tmp_path):
     command = [sys.executable, "-m", "tokenpool.cli", "reproduce", "--images", "200", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     csv = tmp_path / "results.csv"
-    for _ in range(600):
-        if csv.exists() and len(csv.read_text().splitlines()) > 3:
+    seen = 0
+    for _ in range(2000):
+        seen = len(csv.read_text().splitlines()) - 1 if csv.exists() else 0
+        if seen > 1:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -162,7 +164,7 @@ def test_ctrl_c_loses_nothing(tmp_path):
     assert "the same command resumes" in said
     assert "Traceback" not in said
     from tokenpool.measure.rows import Results
-    assert len(Results(csv).rows) >= 3
+    assert len(Results(csv).rows) >= seen > 1
 
 
 # ---- the command line itself ----
@@ -202,14 +204,16 @@ def test_every_command_has_a_help(name, capsys):
         assert "--out" in said
 
 
-def test_every_command_line_in_the_documents_is_understood(capsys):
+def test_every_command_line_in_the_documents_is_understood(capsys, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     texts = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "tokenpool/cli").glob("*.py"))]
     lines = [line for text in texts for line in re.findall(r"^ *(tokenpool [a-z].*)", text.read_text(), re.M)
              if line.split()[1] in NAMES]
     assert len(lines) > 20
     assert {line.split()[1] for line in lines} >= {"reproduce", "bench", "train", "search", "plan", "export"}
     for line in lines:
-        words = shlex.split(re.split(r"  |\s#|;| >|\||`", line)[0], comments=True)
+        words = shlex.split(re.split(r"\s{2,}(?=\w)|\s#|;| >|\||`", line)[0], comments=True)
         assert chosen(words[1:]), line
     assert capsys.readouterr().err == ""
 

@@ -177,7 +177,7 @@ def test_the_table_and_the_sentences(field):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("peers")
-    words = ["reproduce", "--peers", "--images", "60", "--budget", "0.6", "--method", "top_k", "random",
+    words = ["reproduce", "--peers", "--images", "60", "--saving", "0.6", "--method", "top_k", "random",
              "--out", str(out)]
     assert main(words) == 0
     return words, out
@@ -218,8 +218,8 @@ def test_the_page_in_a_browser(run):
 
 @pytest.mark.parametrize(("more", "says"), [
     (["--figure", "5a"], "Leave out --figure"), (["--method", "tomee"], "Did you mean 'tome'"),
-    (["--budget", "1.2"], "is not a share of computations"),
-    (["--budget", "0.99", "--images", "1", "--method", "random"], "No contender can save 99%"),
+    (["--saving", "1.2"], "--saving 1.2: use a share"),
+    (["--saving", "0.99", "--images", "1", "--method", "random"], "No method can save 99%"),
     (["--model", "imagenet50_cpu/big"], "has no model 'big'"),
     (["--model", "deit_tiny_patch16_224"], "random weights")])
 def test_mistakes_are_told_in_a_sentence(tmp_path, capsys, more, says):

@@ -168,7 +168,7 @@ def test_peers_are_built_as_their_authors_have_them():
     assert way.counts
 
 
-SMALL = ["dense", "--images", "60", "--train-images", "40", "--seeds", "2", "--budget", "0.42", "--method",
+SMALL = ["dense", "--images", "60", "--train-images", "40", "--seeds", "2", "--saving", "0.42", "--method",
          "random", "top_k", "k_medoids", "ToMe"]
 
 

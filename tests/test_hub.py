@@ -87,7 +87,7 @@ def reproduce(out, cache, images, address, *extra, model=NAME, **environment):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     return subprocess.run(
         [sys.executable, "-m", "tokenpool.cli", "reproduce", "--model", model, "--data", str(images), "--method",
-         "top_k", "--figure", "9", "--budget", "0.42", "--seeds", "1", "--out", str(out), *extra], cwd=ROOT,
+         "top_k", "--figure", "9", "--saving", "0.42", "--seeds", "1", "--out", str(out), *extra], cwd=ROOT,
         capture_output=True, text=True, timeout=200,
         env={**clean, "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1",
              "HF_HUB_DISABLE_TELEMETRY": "1", **environment})

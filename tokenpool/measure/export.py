@@ -173,7 +173,7 @@ def _one_sentence(done: str, work: Callable[[], Any]) -> Any:
             lines = [line.strip() for cause in causes[::-1] for line in str(cause).splitlines() if line.strip()]
             words = next((line for line in lines if "No ONNX function found" in line), (*lines, "no reason")[0])
             raise ValueError(f"This model cannot be {done}: {words[:240]} Use another method or start, such as "
-                             "--method wk_medoids --start top_k.") from error
+                             "--method wk_medoids --init top_k.") from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
