@@ -160,7 +160,7 @@ def test_from_elsewhere_only_with_the_token_and_ctrl_c_ends_it():
         assert len(token) >= 32
         assert answer(plain) in (302, 403)
         assert answer(plain + "voila/files/x.png") == 404
-        assert server.stdout.readline().startswith("This lets other machines in")
+        assert server.stdout.readline().startswith("Other machines can connect")
     finally:
         code, said = end(server)
     assert (code, "Traceback" in said) == (0, False), said
@@ -312,10 +312,11 @@ def test_an_explorer_that_cannot_be_made_is_told_in_words(monkeypatch):
         def explore():
             raise RuntimeError("planted")
 
-    real = gallery._lesson
-    monkeypatch.setattr(gallery, "_lesson", lambda number: Broken if number == "04" else real(number))
+    real = gallery.lesson
+    monkeypatch.setattr(gallery, "lesson", lambda number: Broken if number == "04" else real(number))
     shown = Gallery(("04", "03"))
-    assert shown.words == "Clustering and its start could not be opened: planted. The other explorers still work."
+    name = EXPLORERS["04"][0]
+    assert shown.words == f"{name} could not be opened: planted. The other explorers still work."
     assert 'role="status"' in shown._state.value
     assert "Traceback" not in shown._state.value
     shown.chooser.index = 1

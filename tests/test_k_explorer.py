@@ -217,11 +217,11 @@ def test_a_preset_sets_the_sliders_and_a_slider_takes_over(explorer):
     assert "K = 31 31 31 31 31" in explorer.words
     explorer.set(k4=12)
     assert explorer.values()["preset"] == settings.BY_HAND
-    assert "You moved block 4 from 31 to 12 tokens" in explorer.words
+    assert "You changed *K after block 4* from 31 to 12." in explorer.words
     explorer.set(preset=settings.BUDGET)
     assert "K = " in explorer.words
     explorer.set(preset=settings.BY_HAND)
-    assert explorer.words == "You set the sliders."
+    assert explorer.words == f"You changed *Schedule* from {settings.BUDGET} to by hand."
 
 
 def test_one_move_is_one_compute_and_one_drawing(explorer, monkeypatch):
@@ -328,15 +328,16 @@ def test_words_name_what_moved_and_why(explorer):
     explorer.set(k2=20)
     now = explorer._view.runs[0]
     points = round(100 * before.share, 1) - round(100 * now.share, 1)
-    assert explorer.words.startswith("You moved block 2 from 36 to 20 tokens.")
+    assert explorer.words.startswith("You changed *K after block 2* from 36 to 20. ")
     assert f"{points:.1f} points fewer MACs: {before.share:.1%} became {now.share:.1%}" in explorer.words
     assert f"rose from {before.error[1]:.2f} to {now.error[1]:.2f}: it turned 48 tokens into 36, now 48 into 20" in \
         explorer.words
     assert "The class stays *large diagonal, small plain*" in explorer.words
     explorer.set(lock=True, k1=40)
-    assert "and the lock moved the others: K = 40 " in explorer.words
+    assert "K = 40 " in explorer.words
+    assert ", which keeps the budget." in explorer.words
     explorer.set(lock=False, method="top_k")
-    assert "from wk_medoids to top_k (keep the K tokens with the highest score" in explorer.words
+    assert "from wk_medoids to top_k. (Keep the K tokens with the highest score" in explorer.words
     assert "top_k does not cluster" in explorer.words
     explorer.set(image="photograph: cat")
     assert "trained on pebbles only" in explorer.words

@@ -22,7 +22,7 @@ from tokenpool.lab.k_explorer.settings import BUDGET, BY_HAND, DEPTH, NOTHING, O
 from tokenpool.lab.kit.cards import inline
 from tokenpool.lab.kit.figure import details
 from tokenpool.lab.widgets.controls import Choice, Control, Number, Switch, Upload
-from tokenpool.lab.widgets.explorer import Explorer
+from tokenpool.lab.widgets.explorer import Explorer, move_in_words
 
 
 class KExplorer(Explorer):
@@ -56,7 +56,7 @@ class KExplorer(Explorer):
         self._undo: list[Setting] = []
         self._redo: list[Setting] = []
         self._view: View | None = None
-        self._move, self._quiet = "", False
+        self._quiet = False
         super().__init__(controls, look, view.figure, view.first_words, view.table, height=None)
 
     # ---- moves ----
@@ -74,7 +74,7 @@ class KExplorer(Explorer):
 
     def reset(self) -> KExplorer:
         """Back to the first setting. This is a move: it can be undone."""
-        return self._become(replace(self._first, own=self.setting.own), "reset")
+        return self._become(replace(self._first, own=self.setting.own), "All controls are back at their first values.")
 
     def receive(self, name: str, size: int, content: bytes) -> None:
         """Show an uploaded file."""
@@ -83,28 +83,30 @@ class KExplorer(Explorer):
         except ValueError as error:         # the file is not usable, which is no error of this program
             self._write(f"{error} Still showing {self.setting.shown}.")
         else:
-            self._become(replace(self.setting, image=OWN, shown=OWN, own=own, note="", streak=None), "image")
+            then = replace(self.setting, image=OWN, shown=OWN, own=own, note="", streak=None)
+            self._become(then, f"You uploaded {name}.")
 
     def _step(self, source: list[Setting], other: list[Setting], name: str) -> KExplorer:
         if not source:
             self._write(f"There is nothing to {name}.")
             return self
         other.append(self.setting)
-        return self._become(source.pop(), name, keep=False)
+        return self._become(source.pop(), f"One move {name.replace('do', 'done')}.", keep=False)
 
     def _moved(self, change: Any) -> None:
         if not self._quiet:
             name = next(n for n, c in self.controls.items() if c is change["owner"])
             with self._told():
-                self._become(follow(self.setting, name, self.values()[name], self.presets), name)
+                then = follow(self.setting, name, self.values()[name], self.presets)
+                self._become(then, f"{move_in_words(change)}.")
 
-    def _become(self, then: Setting, name: str, keep: bool = True) -> KExplorer:
-        """Change to a setting: move all controls, then compute and draw once."""
+    def _become(self, then: Setting, said: str, keep: bool = True) -> KExplorer:
+        """Change to a setting: move all controls, then compute and draw once. `said`: why, in words."""
         with self._told():
             if keep:
                 self._undo.append(self.setting)
                 self._redo.clear()
-            self.setting, self._move = then, name
+            self.setting, self._move = then, said
             self._quiet = True              # while this moves the controls
             try:
                 for control, widget in self.controls.items():

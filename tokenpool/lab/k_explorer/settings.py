@@ -50,14 +50,11 @@ def in_macs(budget: int) -> float:
 
 
 def is_near(macs: float, target: float, share: float = 0.01) -> bool:
+    """Whether a cost meets a budget: within 1 %."""
     return abs(macs - target) <= share * target
 
 
 # ---- schedules ----
-
-def tokens(k: int) -> str:
-    return f"{k} token{'s' if k != 1 else ''}"
-
 
 def whole(ks: Sequence[int]) -> Ks:
     """The K of five blocks -> a schedule of six blocks."""
@@ -138,8 +135,8 @@ def hold(ks: Ks, moved: int | None, target: float, macs: Callable[[Ks], int]) ->
         verb, why = "kept", "earlier blocks must keep at least as many" if moved else "all tokens pass the first block"
     else:
         verb, why = "spent", f"later blocks cannot have more than {k}: removed tokens do not come back"
-    return best, (f"The budget of {wanted} cannot be {verb}: with {tokens(k)} after block {block} the nearest schedule "
-                  f"costs {got}, because {why}.")
+    return best, (f"The budget of {wanted} cannot be {verb}: with {k} token{'s' if k > 1 else ''} after block {block} "
+                  f"the nearest schedule costs {got}, because {why}.")
 
 
 # ---- a setting, and what a move makes of it ----

@@ -9,9 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tokenpool.data.pebbles import REGIONS
-from tokenpool.lab.k_explorer import settings
 from tokenpool.lab.k_explorer.compute import GAP, Run, View, spoken
-from tokenpool.lab.k_explorer.settings import DEPTH, POOLING, N, Setting, allowed, is_near, percent, tokens
+from tokenpool.lab.k_explorer.settings import DEPTH, POOLING, N, Setting, allowed, is_near, percent
 from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 
 PLACES = ("image", *(f"block {b}" for b in range(1, DEPTH)))
@@ -125,17 +124,21 @@ def first_words(v: View) -> str:
         _remains(v), _second(v), _unused(v))
 
 
-def move_words(before: View, now: View, name: str) -> str:
-    """What a move has changed, and why."""
+def move_words(before: View, now: View, said: str) -> str:
+    """What a move has changed, and why. `said`: the move itself."""
     a, b, old, new = before.setting, now.setting, before.runs[0], now.runs[0]
     if (a.shown, a.own) != (b.shown, b.own):
-        head = ("Another image, the same K: the MACs stay the same, they do not depend on the image."
-                if name == "image" else _head(a, b, name))
-        return f"{head} {first_words(now)}"
-    head = _joined(_head(a, b, name), b.note, allowed(b.ks)[1])
+        return _joined(said, "The MACs do not depend on the image." if a.ks == b.ks else "", first_words(now))
+    moved = sum(x != y for x, y in zip(a.ks, b.ks, strict=True))
+    kept = a.lock and b.lock and a.target == b.target and not b.note
+    head = _joined(
+        said, f"({b.how.spec.story[0].upper()}{b.how.spec.story[1:]}.)" if a.method != b.method else "",
+        f"K = {_row(b)}{', which keeps the budget' if kept else ''}." if moved > 1 else "",
+        f"The lock keeps {percent(b.target)} of the plain model's MACs." if b.lock and not a.lock else "",
+        b.note, allowed(b.ks)[1])
     if (old.how, a.schedule, a.counts) == (new.how, b.schedule, b.counts):      # the first row of images is the same
-        other = a.poolings != b.poolings
-        return _joined(head, _second(now) if other else "", _unused(now) if other or name in ("init", "output") else "")
+        return _joined(head, _second(now) if a.poolings != b.poolings else "",
+                       _unused(now) if (a.compare, a.init, a.output) != (b.compare, b.init, b.output) else "")
     return _joined(head, _cost_change(old, new, b), _error_change(before, now),
                    _class(now, old.after) if now.known else "",
                    _remains(now) if (old.left[-1] != new.left[-1]).any() else "",
@@ -148,46 +151,6 @@ def _joined(*sentences: str) -> str:
 
 def _row(setting: Setting) -> str:
     return " ".join(map(str, setting.schedule[:POOLING]))
-
-
-def _head(a: Setting, b: Setting, name: str) -> str:
-    """The move itself, and which other controls it moved."""
-    row = " ".join(map(str, b.ks))
-    if name.startswith("k"):
-        block = int(name[1:]) - 1
-        alone = a.ks[:block] + a.ks[block + 1:] == b.ks[:block] + b.ks[block + 1:]
-        return (f"You moved block {block + 1} from {a.ks[block]} to {tokens(b.ks[block])}"
-                + ("." if alone else f", and the lock moved the others: K = {row}."))
-    moved = ""
-    if b.preset == settings.BUDGET and a.ks != b.ks:
-        moved = f" K = {row}."
-    elif b.lock and b.ks != a.ks:
-        moved = f" The lock moved K to {row}."
-    match name:
-        case "preset":
-            return "You set the sliders." if b.preset == settings.BY_HAND else f"You chose *{b.preset}*: K = {row}."
-        case "budget":
-            return f"You asked for {b.budget}% of the MACs: the nearest geometric schedule is K = {row}."
-        case "image":
-            return ""
-        case "lock":
-            return (f"The budget is locked at {percent(b.target)} of the plain model's MACs: when you move one block, "
-                    "the others make up for it." if b.lock else "The budget is unlocked: each block moves alone.")
-        case "method":
-            return f"You changed the method from {a.method} to {b.method} ({b.how.spec.story}).{moved}"
-        case "init":
-            return f"You changed the initialisation from {a.init} to {b.init}.{moved}"
-        case "output":
-            label = {value: name for name, value in settings.OUTPUTS.items()}
-            return f"A clustering now returns {label[b.output]} instead of {label[a.output]}.{moved}"
-        case "counts":
-            return ("In attention, a token now counts once for every patch that it represents." if b.counts else
-                    "In attention, every token counts once again.") + moved
-        case "compare":
-            return f"The second row of images is {b.compare} with the same K." if b.compare != settings.NOTHING else \
-                "Only one method is shown."
-    return {"undo": "One move undone.", "redo": "One move redone.",
-            "reset": "All controls are back at their first values."}[name] + f" K = {row}."
 
 
 def _cost_change(old: Run, new: Run, setting: Setting) -> str:

@@ -49,7 +49,7 @@ class Lab:
     def __init__(self, number: str) -> None:
         one_of("notebook", number, LESSONS, "")
         self.number = number
-        self.lesson: ModuleType = importlib.import_module(f"tokenpool.lab.lessons.{LESSONS[number]}")
+        self.lesson = lesson(number)
         self.seed = SEED
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         #: the small setting runs everywhere; a GPU or TOKENPOOL_FULL=1 selects the full one, where there is one
@@ -77,7 +77,7 @@ class Lab:
 
     def _prediction(self, id: str) -> Prediction:
         known = {p.id: p for p in self.lesson.PREDICTIONS}
-        return known[one_of("prediction", id, known, f"They belong to notebook {self.number}.")]
+        return known[one_of("prediction", id, known, f"These are the ones of notebook {self.number}.")]
 
     def check(self, id: str, answer: Any) -> Card:
         """Whether an exercise is right, and if not, why."""
@@ -97,7 +97,7 @@ class Lab:
 
     def _exercise(self, id: str) -> Exercise:
         known = exercises(self.lesson)
-        return known[one_of("exercise", id, known, f"They belong to notebook {self.number}.")]
+        return known[one_of("exercise", id, known, f"These are the ones of notebook {self.number}.")]
 
     show = staticmethod(figure.show)
 
@@ -151,6 +151,10 @@ class Lab:
     def generator(self, seed: int = SEED) -> torch.Generator:
         """A seeded random number generator."""
         return torch.Generator().manual_seed(seed)
+
+
+def lesson(number: str) -> ModuleType:
+    return importlib.import_module(f"tokenpool.lab.lessons.{LESSONS[number]}")
 
 
 def exercises(lesson: ModuleType) -> dict[str, Exercise]:

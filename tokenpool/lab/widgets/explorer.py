@@ -37,7 +37,7 @@ class Explorer:
                  measure: Callable[[Any], Measured | None] = lambda found: None) -> None:
         self.controls = dict(controls)
         self.compute, self.draw, self.say, self.table, self.height = compute, draw, say, table, height
-        self.measure, self._measured, self._moves = measure, None, ""
+        self.measure, self._measured, self._move = measure, None, ""
         self._status, self._numbers = widgets.HTML(), widgets.HTML()
         self.words = ""
         self.error: Exception | None = None
@@ -71,10 +71,8 @@ class Explorer:
     def _moved(self, change: Any) -> None:
         """Front ends merge the changes that arrive while one is handled. So this reads the current value of all
         controls: a dragged slider is computed where it is, not at every place it passed."""
-        control = change["owner"]
         with self._told():
-            old, new = control.spoken(change["old"]), control.spoken(change["new"])
-            self._moves = f"You changed *{control.label}* from {old} to {new}"
+            self._move = move_in_words(change)
             self._show()
 
     def _show(self) -> None:
@@ -108,7 +106,7 @@ class Explorer:
 
     def _tell(self, found: Any) -> None:
         before, self._measured = self._measured, self.measure(found)
-        said = f"{self._moves}{_gap(before, self._measured)}. " if self._moves else ""
+        said = f"{self._move}{_gap(before, self._measured)}. " if self._move else ""
         self._write(said + self.say(found))
         self._numbers.value = "" if self.table is None else details(self.table(found))
 
@@ -126,6 +124,12 @@ class Explorer:
         still = caption(f"{self.words} Run the notebook to change: {labels}.", title="Explorer, first view.")
         return view(self.box) | {"application/vnd.plotly.v1+json": go.Figure(self.figure).to_plotly_json(),
                                  "text/html": still + self._numbers.value, "text/plain": repr(self)}
+
+
+def move_in_words(change: Any) -> str:
+    """A move of a control in words."""
+    control = change["owner"]
+    return f"You changed *{control.label}* from {control.spoken(change['old'])} to {control.spoken(change['new'])}"
 
 
 def _gap(before: Measured | None, now: Measured | None) -> str:
