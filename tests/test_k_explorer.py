@@ -442,7 +442,7 @@ def test_a_file_that_the_browser_did_not_send_is_answered_by_its_size(explorer):
 def test_your_own_without_an_upload_keeps_the_image(explorer):
     explorer.set(image="photograph: cat", k1=40)
     explorer.set(image=settings.OWN)
-    assert explorer.words.startswith("You have not uploaded an image yet")
+    assert "You have not uploaded an image yet. Choose a file below." in explorer.words
     assert explorer.setting.shown == "photograph: cat"
 
 
