@@ -39,7 +39,7 @@ def run(*command):
     server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                               # a shell's background job begins with Ctrl-C switched off, and so do its children
                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    assert "some seconds" in server.stdout.readline(), server.stderr.read()
+    assert "a few seconds" in server.stdout.readline(), server.stderr.read()
     said = server.stdout.readline()             # comes when the first page is ready
     assert said, server.stderr.read()
     return server, re.search(r"http://\S+", said)[0]
