@@ -39,7 +39,7 @@ def run(*command):
     server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                               # a shell's background job begins with Ctrl-C switched off, and so do its children
                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    assert "some seconds" in server.stdout.readline(), server.stderr.read()
+    assert "a few seconds" in server.stdout.readline(), server.stderr.read()
     said = server.stdout.readline()             # comes when the first page is ready
     assert said, server.stderr.read()
     return server, re.search(r"http://\S+", said)[0]
@@ -119,10 +119,10 @@ def test_all_explorers_on_one_page_by_keyboard(url, page):
         explorer = Lab(number).explore()
         wait_for_words(page, explorer, "#rendered_cells")
         page.locator(".js-plotly-plot .main-svg").locator("visible=true").first.wait_for(timeout=20_000)
-        for spec in explorer.specs.values():
+        for spec in explorer.controls.values():
             assert named(page, spec).is_visible(), spec.label
-        moved = next((n for n, s in explorer.specs.items() if isinstance(s, Number)), next(iter(explorer.specs)))
-        press(page, named(page, explorer.specs[moved]), explorer, moved)
+        moved = next((n for n, s in explorer.controls.items() if isinstance(s, Number)), next(iter(explorer.controls)))
+        press(page, named(page, explorer.controls[moved]), explorer, moved)
         assert explorer.error is None, explorer.words
         wait_for_words(page, explorer, "#rendered_cells")
         for width in (800, 1280):
@@ -160,7 +160,7 @@ def test_from_elsewhere_only_with_the_token_and_ctrl_c_ends_it():
         assert len(token) >= 32
         assert answer(plain) in (302, 403)
         assert answer(plain + "voila/files/x.png") == 404
-        assert server.stdout.readline().startswith("This lets other machines in")
+        assert server.stdout.readline().startswith("Other machines can connect")
     finally:
         code, said = end(server)
     assert (code, "Traceback" in said) == (0, False), said
@@ -312,10 +312,11 @@ def test_an_explorer_that_cannot_be_made_is_told_in_words(monkeypatch):
         def explore():
             raise RuntimeError("planted")
 
-    real = gallery._lesson
-    monkeypatch.setattr(gallery, "_lesson", lambda number: Broken if number == "04" else real(number))
+    real = gallery.lesson
+    monkeypatch.setattr(gallery, "lesson", lambda number: Broken if number == "04" else real(number))
     shown = Gallery(("04", "03"))
-    assert shown.words == "Clustering and its start could not be opened: planted. The other explorers still work."
+    name = EXPLORERS["04"][0]
+    assert shown.words == f"{name} could not be opened: planted. The other explorers still work."
     assert 'role="status"' in shown._state.value
     assert "Traceback" not in shown._state.value
     shown.chooser.index = 1

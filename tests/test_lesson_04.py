@@ -300,8 +300,8 @@ def test_intervals_and_the_two_losses(layers):
 def test_tables_at_full_size(layers):
     tokens, score = layers[0]
     table = toys.error_by_round(tokens, score, 16, rounds=5, seeds=2)
-    assert list(table.groupby("start", sort=False).size()) == [6] * 4
-    last = table[table["round"] == 5].set_index("start")["error"]
+    assert list(table.groupby("init", sort=False).size()) == [6] * 4
+    last = table[table["round"] == 5].set_index("init")["error"]
     assert last["farthest_first"] < last["k_means_plus_plus"] < last["random"] < last["top_k"]
     assert 0 <= toys.still_moving(tokens, score, 16, "top_k") < 0.25
     finals = toys.final_by_start(tokens, score, 16, seeds=3)
@@ -315,7 +315,7 @@ def test_tables_at_full_size(layers):
 
 def test_group_sizes(layers):
     tokens, score = layers[0]
-    table = toys.group_sizes(tokens, score, 16).set_index("start")
+    table = toys.group_sizes(tokens, score, 16).set_index("init")
     out = tp.pool_tokens(tokens, 16, weights=score, init="farthest_first")
     assert table.loc["farthest_first", "largest"] == pytest.approx(out.counts.amax(1).double().mean().item())
     assert table.loc["farthest_first", "alone"] == pytest.approx((out.counts == 1).sum(1).double().mean().item())
@@ -336,7 +336,7 @@ def test_recorded_rows():
 
 def test_accuracy_gaps_equal_differences_of_means():
     for preset, stage in itertools.product(toys.PRESETS, ("untouched", "finetuned")):
-        means = toys.accuracy(preset).query("stage == @stage and not counts").set_index("start")["top1"]
+        means = toys.accuracy(preset).query("stage == @stage and not counts").set_index("init")["top1"]
         gap = toys.accuracy_gap(preset, "farthest_first", "random", stage)
         assert gap.value == pytest.approx(means["farthest_first"] - means["random"])
         assert 0.005 < gap.half < 0.04
@@ -345,7 +345,7 @@ def test_accuracy_gaps_equal_differences_of_means():
 def test_what_the_notebook_says_of_accuracy():
     for preset in toys.PRESETS:
         table = toys.accuracy(preset)
-        plain = table[~table["counts"]].set_index(["stage", "start"])
+        plain = table[~table["counts"]].set_index(["stage", "init"])
         for stage in ("untouched", "finetuned"):
             errors = plain.loc[stage]["error"]
             assert errors["farthest_first"] < errors["random"] < errors["top_k"]
@@ -353,7 +353,7 @@ def test_what_the_notebook_says_of_accuracy():
         assert plain.loc["finetuned"]["top1"].idxmax() == "farthest_first"
         assert plain.loc["finetuned"]["top1"].idxmin() == "top_k"
         assert toys.robustness(preset).low > 0
-        carried = table[table["counts"] & (table["stage"] == "untouched")].set_index("start")["top1"]
+        carried = table[table["counts"] & (table["stage"] == "untouched")].set_index("init")["top1"]
         assert carried["farthest_first"] > plain.loc["untouched"]["top1"]["farthest_first"]
     assert toys.with_counts("farthest_first") > toys.with_counts("random")
 
@@ -429,8 +429,8 @@ def test_explorer_at_the_corners_of_every_control():
     explorer = toys.explore()
     assert explorer.error is None
     traces = len(explorer.figure.data)
-    for settings in (dict(k=2), dict(k=8, at=0), dict(at=16), dict(start="random", seed=49), dict(seed=0),
-                     dict(method="k_means"), dict(start="k_means_plus_plus"), dict(start="farthest_first", at=1),
+    for settings in (dict(k=2), dict(k=8, at=0), dict(at=16), dict(init="random", seed=49), dict(seed=0),
+                     dict(method="k_means"), dict(init="k_means_plus_plus"), dict(init="farthest_first", at=1),
                      *(dict(cloud_name=name) for name in toys.CLOUDS)):
         before = state_words(explorer)
         explorer.set(**settings)
@@ -441,7 +441,7 @@ def test_explorer_at_the_corners_of_every_control():
 
 
 def test_against_chance():
-    table = toys.against_chance().set_index("start")
+    table = toys.against_chance().set_index("init")
     assert (table["of"] == 28).all()
     assert table.loc["top_k", "no_higher"] < table.loc["farthest_first", "no_higher"]
     assert table["above"].min() > 0

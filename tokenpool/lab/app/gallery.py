@@ -1,9 +1,8 @@
-"""All explorers in one place: a row to choose from, and the one that was chosen. The page of `tokenpool explore`."""
+"""The page of `tokenpool explore`: a row of buttons, and the explorer that was chosen."""
 
 from __future__ import annotations
 
 import html
-import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,29 +13,30 @@ import ipywidgets as widgets
 import traitlets
 
 from tokenpool.core.methods import one_of
+from tokenpool.lab.kit.session import lesson
 
 FILES = Path(__file__).with_name("page")
-#: notebook -> its name, and what its explorer answers. K per layer comes first: it holds what the others take apart
+#: notebook -> its name and the question of its explorer. K per layer is first: it combines what the others separate
 EXPLORERS = {
-    "05": ("K per layer", "A budget pays for so many tokens in all. After which block should the others go?"),
-    "00": ("Start here", "If only a quarter of an image's tokens may stay, what is lost first?"),
+    "05": ("K per layer", "With a fixed budget of MACs, how many tokens should each block keep?"),
+    "00": ("Start here", "If an image keeps a quarter of its tokens, what is lost first?"),
     "01": ("Where the compute goes", "Why do fewer tokens save more than cheaper attention?"),
     "02": ("Attention smooths", "Why do tokens repeat one another?"),
-    "03": ("Reconstruction error", "Which K tokens speak for all?"),
-    "04": ("Clustering and its start", "How are they found, and does the start matter?"),
+    "03": ("Reconstruction error", "Which K tokens represent all of them best?"),
+    "04": ("Clustering and its start", "How are they found, and does the initialisation matter?"),
     "06": ("Normalised keys and queries", "What changes if attention is a true Gaussian filter?"),
-    "07": ("Finetuning", "What does training give back?"),
+    "07": ("Finetuning", "How much accuracy does training recover?"),
     "08": ("Reading the evidence", "Which claims hold, and how sure are we?"),
 }
 
 
 def chosen(which: str) -> tuple[str, ...]:
-    """`all`, or a notebook's number -> the explorers to show."""
+    """The explorers to show: of one notebook, or `all`."""
     return tuple(EXPLORERS) if which == "all" else (one_of("explorer", which, [*EXPLORERS, "all"], ""),)
 
 
 class Chooser(anywidget.AnyWidget):
-    """A row of buttons, one of them current. Buttons, not a drop-down: passing an explorer must not start it."""
+    """A row of buttons. Not a drop-down, where moving past an explorer would open it."""
 
     _esm, _css = FILES / "chooser.js", FILES / "chooser.css"
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -44,7 +44,7 @@ class Chooser(anywidget.AnyWidget):
 
 
 class Gallery:
-    """One explorer at a time; each is made when it is first asked for, and kept."""
+    """Shows one explorer at a time. Each is made when it is first opened, and kept."""
 
     def __init__(self, numbers: Sequence[str] = tuple(EXPLORERS)) -> None:
         self.numbers = tuple(numbers)
@@ -60,23 +60,23 @@ class Gallery:
         self.open(self.numbers[0])
 
     def open(self, number: str) -> None:
-        """Show an explorer; if it cannot be made, say so in words: the others still can."""
+        """Show an explorer, or the error if it cannot be made: the others still work."""
         name, question = EXPLORERS[number]
         self._head.value = f"<h2>{html.escape(name)}</h2><p>{html.escape(question)}</p>"
         try:
             if number not in self.explorers:
                 self._say(f"Opening {name} ...")
-                self.explorers[number] = _lesson(number).explore()
+                self.explorers[number] = lesson(number).explore()
                 self._place.children = (*self._place.children, self.explorers[number].box)
             self._show(number)
             self._say("")
-        except Exception as error:              # a page without code has no other place to tell it
+        except Exception as error:              # the page has no other place for errors
             logging.getLogger(__name__).exception("explorer %s", number)
             self._show("")
             self._say(f"{name} could not be opened: {str(error).rstrip('.')}. The other explorers still work.", True)
 
     def _show(self, number: str) -> None:
-        """Put all but one out of sight. They stay on the page: a figure that is taken off it forgets how to follow."""
+        """Hide all but one. They stay on the page, because a figure that is removed from it stops updating."""
         for other, explorer in self.explorers.items():
             (explorer.box.remove_class if other == number else explorer.box.add_class)("tp-away")
 
@@ -84,8 +84,3 @@ class Gallery:
         self.words = words
         mark = ' class="tp-trouble"' if trouble else ""
         self._state.value = f'<div role="status">{f"<p{mark}>{html.escape(words)}</p>" if words else ""}</div>'
-
-
-def _lesson(number: str) -> Any:
-    from tokenpool.lab.kit.session import LESSONS
-    return importlib.import_module(f"tokenpool.lab.lessons.{LESSONS[number]}")

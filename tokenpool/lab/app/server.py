@@ -1,9 +1,9 @@
-"""The server of `tokenpool explore` and `make app`: Voila, narrowed to one page that only this machine can open.
+"""The server of `tokenpool explore` and `make app`: Voila, restricted to one page that only this machine can open.
 
-The page is one call of `gallery.Gallery`, in a Python process of the visitor's own. That process is begun, and its page
-drawn before anybody asks: importing torch takes longer than a visitor waits. Beside the page the server knows the files
-of the front end and the line to that process, over which widgets speak and nothing can be executed. No folder, no
-notebook and no file of the machine has an address here, and nothing that a visitor sends is written down.
+The page is one call of `gallery.Gallery`, in a Python process of its own for every visitor. The process for the next
+visitor starts, and renders its page, in advance, because importing torch takes seconds. Besides the page, the server
+has only the files of the front end and the connection of the widgets, which cannot execute code. It serves no folder,
+notebook or other file of the machine, and stores nothing that a visitor sends.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from voila.tornado.handler import TornadoVoilaHandler
 
 from tokenpool.lab.app.gallery import FILES, chosen
 
-VISITORS = 8                # pages at a time: each is a Python process with a model in it, about a gigabyte
-IDLE = 15 * 60              # seconds after which the process of a page goes that was left without a goodbye
-MESSAGE = 16 * 2**20        # bytes a page may send at once: an image of 5 MB, written out in letters, and some room
-#: what of Voila's addresses stays; folders, files, themes of other packages and the list of notebooks go
+VISITORS = 8                # pages at a time: each is a Python process with a model, about a gigabyte
+IDLE = 15 * 60              # seconds until the process of an abandoned page ends
+MESSAGE = 16 * 2**20        # bytes per message: an image of 5 MB in base64, and some room
+#: Voila's addresses that we keep; not folders, files, themes of other packages and the list of notebooks
 KEPT = ("/api/kernels/", "/voila/static/", "/voila/templates/", "/voila/labextensions/", "/voila/api/themes/",
         "/voila/api/shutdown/", "/login", "/logout")
 
@@ -46,11 +46,11 @@ def serve(which: str = "all", port: int = 0, address: str = "127.0.0.1", browser
     """Serve the explorers until Ctrl-C or SIGTERM.
 
     Args:
-        which: `all`, or a notebook's number. port: 0 finds a free one. tell: gets the lines for the person.
-        visitors: pages at a time. idle: seconds that a page's process outlives a browser that is gone.
+        which: `all`, or the number of a notebook. port: 0 finds a free one. tell: prints messages.
+        visitors: pages at a time. idle: seconds until the process of an abandoned page ends.
 
     Raises:
-        ValueError: no such explorer; the port or the address cannot be had.
+        ValueError: there is no such explorer, or the port or the address is not available.
     """
     numbers = chosen(which)
     listening = _listen(address, port)
@@ -60,7 +60,7 @@ def serve(which: str = "all", port: int = 0, address: str = "127.0.0.1", browser
         _quiet_python(Path(folder) / "ipython")
         server = Server(config=_config(address, page, idle))
         server.listening, server.browser_wanted, server.tell, server.visitors = listening, browser, tell, visitors
-        for name in ("tornado", "nbconvert"):   # a line for every file of the page is not for a person's terminal
+        for name in ("tornado", "nbconvert"):   # they would print a line for every file of the page
             logging.getLogger(name).setLevel(logging.CRITICAL)
         server.initialize([])
         server.start()
@@ -75,7 +75,7 @@ def _notebook(numbers: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _quiet_python(home: Path) -> None:
-    """A home for IPython in which nobody's start-up files are run, no history is kept and only disasters are told."""
+    """A home for IPython without start-up files, history and warnings."""
     settings = home / "profile_default" / "ipython_kernel_config.py"
     settings.parent.mkdir(parents=True)
     settings.write_text("c.IPKernelApp.log_level = 50\nc.HistoryManager.enabled = False\n")
@@ -91,10 +91,10 @@ def _config(address: str, page: Path, idle: int) -> Config:
     return Config({
         "Voila": {"notebook_path": str(page), "ip": address, "open_browser": False, "log_level": "CRITICAL",
                   "connection_dir_root": str(page.parent),
-                  # from elsewhere only with the token that is part of the printed address
+                  # other machines need the token in the printed address
                   **({} if local else {"auto_token": True}),
                   "tornado_settings": {"websocket_max_message_size": MESSAGE,
-                                       # a foreign page must not reach this machine by a name of its own for it
+                                       # no other web page may reach this server by another host name
                                        "allow_remote_access": not local,
                                        "default_handler_class": Nothing}},
         "VoilaConfiguration": {"file_allowlist": [], "show_tracebacks": False, "strip_sources": True,
@@ -102,38 +102,38 @@ def _config(address: str, page: Path, idle: int) -> Config:
                                "extension_allowlist": ["@voila-dashboards/widgets-manager8", "anywidget",
                                                        "@jupyter-widgets/jupyterlab-manager"],
                                "preheat_kernel": True, "default_pool_size": 1},
-        "VoilaExecutor": {"cell_error_instruction": "Type tokenpool explore again; if it stays, please report it."},
+        "VoilaExecutor": {"cell_error_instruction": "Type tokenpool explore again. If it still fails, report it."},
         "MappingKernelManager": {"cull_idle_timeout": idle, "cull_interval": min(idle, 60)},
-        "ZMQChannelsWebsocketConnection": {"limit_rate": False},        # a figure may be large: it goes nowhere far
+        "ZMQChannelsWebsocketConnection": {"limit_rate": False},        # figures may be large, and stay on this machine
     })
 
 
 class Pages:
-    """The processes that have a visitor, and the one that waits for the next."""
+    """The processes that have a visitor, and the one that is ready for the next."""
 
     def __init__(self, kernels: Any, notebook: str, most: int) -> None:
         self._kernels, self._notebook, self._most = kernels, notebook, most
         self._taken: set[str] = set()
-        self._turn = asyncio.Lock()             # two at once would both find room for one, or one process for both
+        self._turn = asyncio.Lock()             # else two visitors could get the last place, or the same process
 
     async def wait(self) -> None:
-        """Until a page waits for its visitor."""
+        """Return when a page is ready for its visitor."""
         for started in tuple(self._kernels._pools[self._notebook]):
             await (await started)["task"]
 
     async def take(self) -> tuple[asyncio.Task[Any], list[str]]:
-        """What is drawn of the page that waited, as Voila's task and its parts so far. The next one is begun."""
+        """The page that is ready: Voila's rendering task and its parts so far. Voila starts the next one."""
         async with self._turn:
             self._taken &= set(self._kernels.list_kernel_ids())
             if len(self._taken) >= self._most:
-                raise tornado.web.HTTPError(503, f"{self._most} pages are open, and each takes a Python process. Close "
-                                                 "one and load this page again.", reason="No room for one more page")
+                raise tornado.web.HTTPError(503, f"{self._most} pages are open, and each needs a Python process. Close "
+                                                 "one, then reload this page.", reason="Too many open pages")
             try:
                 task, parts, kernel = await self._kernels.get_rendered_notebook(self._notebook)
             except Exception:
                 self._kernels.fill_if_needed(notebook_name=self._notebook)
                 raise
-            # it may have waited for longer than an abandoned page may, and its visitor is not connected yet
+            # it may have waited longer than an abandoned page may, and its visitor is not connected yet
             self._kernels.get_kernel(kernel).last_activity = utcnow()
             self._taken.add(kernel)
             return task, parts
@@ -146,7 +146,7 @@ class Page(TornadoVoilaHandler):
         drawing, parts = await self.settings["pages"].take()
         self.set_header("Content-Type", "text/html")
         self.set_header("Cache-Control", "no-store")            # a page belongs to one process: never show it twice
-        yield "".join(parts)                                    # its head, if that is all there is yet
+        yield "".join(parts)                                    # perhaps only its head so far
         drawn, rest = await drawing
         yield "".join(drawn[len(parts):])
         async for part, _ in rest:
@@ -154,7 +154,7 @@ class Page(TornadoVoilaHandler):
 
 
 class Nothing(tornado.web.RequestHandler):
-    """Every address that is not the page's."""
+    """All other addresses."""
 
     def prepare(self) -> None:
         self.set_status(404)
@@ -162,7 +162,7 @@ class Nothing(tornado.web.RequestHandler):
 
 
 class Server(Voila):
-    """Voila with a socket that is open already, our template and fewer addresses."""
+    """Voila with a socket that is already open, our template and fewer addresses."""
 
     listening: socket.socket
     browser_wanted: bool
@@ -170,7 +170,7 @@ class Server(Voila):
     visitors: int
 
     def _config_file_paths_default(self) -> list[str]:
-        return []                               # settings of another Voila on this machine are not for this page
+        return []                               # ignore the settings of other Voila servers
 
     def setup_template_dirs(self) -> None:
         super().setup_template_dirs()
@@ -178,23 +178,22 @@ class Server(Voila):
 
     def init_settings(self) -> dict[str, Any]:
         settings = super().init_settings()
-        # the Python that serves is the Python that computes, whatever kernels are registered on this machine
+        # compute with the Python that serves, not with other registered kernels
         self.kernel_spec_manager.kernel_dirs = []
         self.pages = Pages(self.kernel_manager, self.kernel_manager.notebook_path, self.visitors)
         return settings | {"pages": self.pages}
 
     def init_handlers(self) -> list[Any]:
         known = super().init_handlers()
-        # the last one serves the page at any address at all; it gets the one that is its own
-        page = ("/", Page, known[-1][2])
-        return [h for h in known if h[0].startswith(KEPT)] + [page]
+        # Voila's last handler serves the page at every address; ours serves it at one
+        return [*(h for h in known if h[0].startswith(KEPT)), ("/", Page, known[-1][2])]
 
     def listen(self) -> None:
         server = tornado.httpserver.HTTPServer(self.app, max_body_size=2**20, max_buffer_size=MESSAGE + 2**20)
         server.add_socket(self.listening)
         self.ioloop = tornado.ioloop.IOLoop.current()
         self.ioloop.add_callback(self._invite)
-        self.tell("Starting Python and the model: some seconds ...")
+        self.tell("Starting Python and the model. This takes a few seconds ...")
         try:
             self.ioloop.start()
         except KeyboardInterrupt:
@@ -204,34 +203,34 @@ class Server(Voila):
             self.stop()
 
     async def _invite(self) -> None:
-        """Tell the address, once the first page waits there."""
-        with contextlib.suppress(Exception):    # whoever opens the page is told
+        """Print the address, once the first page is ready."""
+        with contextlib.suppress(Exception):    # the page itself will show the error
             await self.pages.wait()
         host, port = self.listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         token = self.identity_provider.token
         url += f"?token={token}" if token else ""
-        self.tell(f"The explorers are at {url}   (Ctrl-C ends them)")
+        self.tell(f"The explorers are at {url}   (press Ctrl-C to stop)")
         if token:
-            self.tell("This lets other machines in: whoever has the address with its token can open up to "
-                      f"{self.visitors} pages, each a Python process on this machine. They can move controls, and run "
-                      "nothing else.")
-        if self.browser_wanted:                 # a text browser would not give the terminal back
+            self.tell("Other machines can connect: anyone with this address and its token can open up to "
+                      f"{self.visitors} pages, each a Python process on this machine. They can move controls, but not "
+                      "run code.")
+        if self.browser_wanted:                 # a text browser would block the terminal
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
 
 def _listen(address: str, port: int) -> socket.socket:
-    """The socket, taken before anything slow begins."""
+    """The socket, opened before anything slow starts."""
     if not 0 <= port <= 65535:
-        raise ValueError(f"--port {port}: a port is a number from 1 to 65535. Without --port a free one is found.")
+        raise ValueError(f"--port {port}: a port is a number from 1 to 65535. Leave --port out to use a free one.")
     try:
         _local(address)
     except ValueError:
-        raise ValueError(f"--address {address}: an address is written like 127.0.0.1, this machine only and the "
-                         "default, or 0.0.0.0, whoever can reach this machine.") from None
+        raise ValueError(f"--address {address}: an address is written like 127.0.0.1, for this machine only (the "
+                         "default), or 0.0.0.0, for every machine that can reach this one.") from None
     address = "127.0.0.1" if address == "localhost" else address
     listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    if os.name != "nt":                         # there it would share a port that is in use
+    if os.name != "nt":                         # on Windows this would allow a port that is in use
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((address, port))
@@ -240,9 +239,9 @@ def _listen(address: str, port: int) -> socket.socket:
         return listening
     except OSError as error:
         listening.close()
-        why = {errno.EADDRINUSE: f"Port {port} is in use. Give another with --port, or leave --port out and a free one "
-                                 "is found.",
-               errno.EACCES: f"Port {port} is for the system only. Use 1024 to 65535, or leave --port out and a free "
-                             "one is found."}
+        why = {errno.EADDRINUSE: f"Port {port} is in use. Give another with --port, or leave --port out to use a free "
+                                 "one.",
+               errno.EACCES: f"Port {port} is reserved for the system. Use 1024 to 65535, or leave --port out to use a "
+                             "free one."}
         raise ValueError(why.get(error.errno or 0, f"--address {address}: this machine has no such address. Leave "
-                                 "--address out, or give one of its own.")) from None
+                                 "--address out, or use one of this machine.")) from None

@@ -49,24 +49,24 @@ class Step:
     changed: int             # tokens with another label than a half-step before, or centres at another place
 
 
-def steps(f: Tensor, start: Tensor, method: str, rounds: int = 8) -> list[Step]:
+def steps(f: Tensor, init: Tensor, method: str, rounds: int = 8) -> list[Step]:
     """Start, assign, move, assign, move, ...: 1 + 2 * rounds half-steps of the package's own clusterings.
 
     Args:
         f: (N, C) tokens, all of weight 1. start: (K,) token indices. method: "k_means" or "k_medoids".
     """
-    k, x = len(start), clustering.centred(f[None])
+    k, x = len(init), clustering.centred(f[None])
     ones = x.new_ones(1, len(f))
     d = clustering.pairwise(x)
-    centres = f[start].double()
+    centres = f[init].double()
     out = [Step("start", torch.full((len(f),), -1), centres, float("nan"), 0)]
     for t in range(rounds):
         if method == "k_medoids":
-            labels, _ = clustering.k_medoids(d, start[None], ones, t)
-            _, medoids = clustering.k_medoids(d, start[None], ones, t + 1)
+            labels, _ = clustering.k_medoids(d, init[None], ones, t)
+            _, medoids = clustering.k_medoids(d, init[None], ones, t + 1)
             new = f[medoids[0]].double()
         else:
-            labels, _ = clustering.k_means(x, start[None], ones, t + 1)
+            labels, _ = clustering.k_means(x, init[None], ones, t + 1)
             new = clustering.cluster_means(f[None].double(), labels, k, ones)[0]
         moved = int((new - centres).abs().amax(1).gt(1e-6).sum())
         for kind, at, changed in (("assign", centres, int((labels[0] != out[-1].labels).sum())), ("move", new, moved)):
@@ -172,9 +172,9 @@ def wrong_updates(tokens: Tensor, weights: Tensor, k: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["size", "inside", "wrong", "cost", "least"])
 
 
-def run_with(update: Callable[..., Tensor], d: Tensor, start: Tensor, w: Tensor, rounds: int) -> list[float]:
+def run_with(update: Callable[..., Tensor], d: Tensor, init: Tensor, w: Tensor, rounds: int) -> list[float]:
     """K-Medoids of one set with any update, (N, N) distances: the weighted error after every half-step."""
-    k, medoids, errors = len(start), start, []
+    k, medoids, errors = len(init), init, []
     for _ in range(rounds):
         labels = d[:, medoids].argmin(1)
         labels[medoids] = torch.arange(k)       # a medoid speaks for itself, so that no cluster is empty
@@ -220,7 +220,7 @@ def make_start(name: str, d: Tensor, score: Tensor, k: int, seed: int) -> Tensor
     return clustering.k_means_plus_plus(d, k, torch.ones_like(score), noise)
 
 
-def error_path(tokens: Tensor, score: Tensor, k: int, start: str, rounds: int = 5, weighted: bool = False,
+def error_path(tokens: Tensor, score: Tensor, k: int, init: str, rounds: int = 5, weighted: bool = False,
                seeds: int = 1) -> Tensor:
     """What K-Medoids loses after 0, 1, ..., `rounds` rounds, as a share of the variance: (seeds, rounds + 1, images).
 
@@ -237,7 +237,7 @@ def error_path(tokens: Tensor, score: Tensor, k: int, start: str, rounds: int = 
     variance = (w * (x - middle).square().sum(2)).sum(1)
     out = []
     for seed in range(seeds):
-        medoids, path = make_start(start, d, score, k, seed), []
+        medoids, path = make_start(init, d, score, k, seed), []
         for t in range(rounds + 1):
             labels, medoids = clustering.k_medoids(d, medoids, w, min(t, 1))
             own = d.gather(2, medoids.gather(1, labels)[..., None])[..., 0]
@@ -246,29 +246,29 @@ def error_path(tokens: Tensor, score: Tensor, k: int, start: str, rounds: int = 
     return torch.stack(out)
 
 
-def seeds_of(start: str, many: int) -> int:
+def seeds_of(init: str, many: int) -> int:
     """How many seeds are worth a run: one where there is no chance."""
-    return many if start in ("random", "k_means_plus_plus") else 1
+    return many if init in ("random", "k_means_plus_plus") else 1
 
 
 def final_by_start(tokens: Tensor, score: Tensor, k: int, seeds: int) -> dict[str, Tensor]:
-    """What every start has lost after five rounds: start -> (seeds, images)."""
+    """What every start has lost after five rounds: init -> (seeds, images)."""
     return {s: error_path(tokens, score, k, s, seeds=seeds_of(s, seeds))[:, -1] for s in INITS}
 
 
 def error_by_round(tokens: Tensor, score: Tensor, k: int, rounds: int = 6, seeds: int = 5) -> pd.DataFrame:
-    """Columns start, round, error, half: mean over seeds and images, with its 95 % interval over images."""
+    """Columns init, round, error, half: mean over seeds and images, with its 95 % interval over images."""
     rows = []
-    for start in INITS:
-        path = error_path(tokens, score, k, start, rounds, seeds=seeds_of(start, seeds)).mean(0)
-        rows += [(start, t, e.mean().item(), 1.96 * e.std().item() / len(e) ** 0.5) for t, e in enumerate(path)]
-    return pd.DataFrame(rows, columns=["start", "round", "error", "half"])
+    for init in INITS:
+        path = error_path(tokens, score, k, init, rounds, seeds=seeds_of(init, seeds)).mean(0)
+        rows += [(init, t, e.mean().item(), 1.96 * e.std().item() / len(e) ** 0.5) for t, e in enumerate(path)]
+    return pd.DataFrame(rows, columns=["init", "round", "error", "half"])
 
 
-def still_moving(tokens: Tensor, score: Tensor, k: int, start: str, rounds: int = 5) -> float:
+def still_moving(tokens: Tensor, score: Tensor, k: int, init: str, rounds: int = 5) -> float:
     """Share of images that a further round would still change."""
     d = clustering.pairwise(clustering.centred(tokens))
-    begin, ones = make_start(start, d, score, k, 0), torch.ones_like(score)
+    begin, ones = make_start(init, d, score, k, 0), torch.ones_like(score)
     before, after = (clustering.k_medoids(d, begin, ones, t)[1] for t in (rounds, rounds + 1))
     return (before != after).any(1).double().mean().item()
 
@@ -277,20 +277,20 @@ def intervals(errors: dict[str, Tensor], against: str = "random") -> pd.DataFram
     """Difference of each start's error from that of one of them, in % of the latter, with two 95 % half widths.
 
     Args:
-        errors: start -> (images,), the same images for all.
+        errors: init -> (images,), the same images for all.
 
     Returns:
-        columns start, difference, paired, unpaired.
+        columns init, difference, paired, unpaired.
     """
     base = errors[against]
     rows = []
-    for start, e in errors.items():
-        if start == against:
+    for init, e in errors.items():
+        if init == against:
             continue
         mean, half = paired_interval.solution(e, base)
         apart = 1.96 * ((e.var() + base.var()) / len(e)) ** 0.5
-        rows.append((start, *(100 * float(v / base.mean()) for v in (mean, half, apart))))
-    return pd.DataFrame(rows, columns=["start", "difference", "paired", "unpaired"])
+        rows.append((init, *(100 * float(v / base.mean()) for v in (mean, half, apart))))
+    return pd.DataFrame(rows, columns=["init", "difference", "paired", "unpaired"])
 
 
 def gap_by_block(layers: list[tuple[Tensor, Tensor]], k: int, seeds: int = 3) -> pd.DataFrame:
@@ -316,15 +316,15 @@ def gap_by_block(layers: list[tuple[Tensor, Tensor]], k: int, seeds: int = 3) ->
 
 
 def group_sizes(tokens: Tensor, score: Tensor, k: int) -> pd.DataFrame:
-    """Groups of WK-Medoids after five rounds, mean over images: columns start, largest (tokens of the largest group),
+    """Groups of WK-Medoids after five rounds, mean over images: columns init, largest (tokens of the largest group),
     alone (groups of one token)."""
     d = clustering.pairwise(clustering.centred(tokens))
     rows = []
-    for start in ("top_k", "random", "farthest_first"):
-        labels, _ = clustering.k_medoids(d, make_start(start, d, score, k, 0), score, 5)
+    for init in ("top_k", "random", "farthest_first"):
+        labels, _ = clustering.k_medoids(d, make_start(init, d, score, k, 0), score, 5)
         counts = clustering.members(labels, k).sum(1)
-        rows.append((start, counts.amax(1).double().mean().item(), (counts == 1).sum(1).double().mean().item()))
-    return pd.DataFrame(rows, columns=["start", "largest", "alone"])
+        rows.append((init, counts.amax(1).double().mean().item(), (counts == 1).sum(1).double().mean().item()))
+    return pd.DataFrame(rows, columns=["init", "largest", "alone"])
 
 
 # ---- recorded accuracies ----
@@ -342,17 +342,17 @@ def recorded(preset: str) -> pd.DataFrame:
 
 
 def accuracy(preset: str, saving: float = 0.42) -> pd.DataFrame:
-    """Columns stage, start, counts, error, top1, low, high (95 %), seeds: recorded, mean over seeds."""
+    """Columns stage, init, counts, error, top1, low, high (95 %), seeds: recorded, mean over seeds."""
     rows = recorded(preset)
     mine = rows[np.isclose(rows["saving"], saving)]
-    return summary(mine, ["stage", "start", "counts"])[
-        ["stage", "start", "counts", "error", "top1", "low", "high", "seeds"]]
+    return summary(mine, ["stage", "init", "counts"])[
+        ["stage", "init", "counts", "error", "top1", "low", "high", "seeds"]]
 
 
-def with_counts(start: str, saving: float = 0.42) -> float:
+def with_counts(init: str, saving: float = 0.42) -> float:
     """Top-1 of the untouched model with carried counts, WK-Medoids on pebbles, mean over the recorded seeds."""
     rows = shipped_rows("pebbles")
-    mine = rows[(rows["method"] == "wk_medoids") & (rows["init"] == start) & rows["counts"]
+    mine = rows[(rows["method"] == "wk_medoids") & (rows["init"] == init) & rows["counts"]
                 & np.isclose(rows["saving"], saving)]
     return float(mine["top1"].mean())
 
@@ -360,7 +360,7 @@ def with_counts(start: str, saving: float = 0.42) -> float:
 def robustness(preset: str) -> Gap:
     """Fig. 6 in one number: finetuned, top-1 of the random start above the top-K start, mean over all budgets."""
     table = Table(shipped_rows(f"{preset}-runs"), preset)
-    found = table.over_budgets(dict(method="wk_medoids", start="random"), dict(method="wk_medoids", start="top_k"))
+    found = table.over_budgets(dict(method="wk_medoids", init="random"), dict(method="wk_medoids", init="top_k"))
     assert found is not None
     return found
 
@@ -420,11 +420,11 @@ def symptom_figure(found: dict[str, np.ndarray]) -> go.Figure:
 
 
 def round_figure(table: pd.DataFrame) -> go.Figure:
-    """Columns start, round, error, half: a curve per start."""
+    """Columns init, round, error, half: a curve per start."""
     fig = go.Figure()
-    for start, part in table.groupby("start", sort=False):
-        colour, symbol, dash = INIT_LOOKS[start]
-        fig.add_scatter(x=part["round"].tolist(), y=part["error"].round(4).tolist(), name=f"{start} start",
+    for init, part in table.groupby("init", sort=False):
+        colour, symbol, dash = INIT_LOOKS[init]
+        fig.add_scatter(x=part["round"].tolist(), y=part["error"].round(4).tolist(), name=f"{init} start",
                         mode="lines+markers", line=dict(color=colour, dash=dash), marker=dict(symbol=symbol, size=9),
                         error_y=dict(type="data", array=part["half"].round(4).tolist(), thickness=1))
     fig.update_xaxes(title="rounds of assign and move", dtick=1)
@@ -433,15 +433,15 @@ def round_figure(table: pd.DataFrame) -> go.Figure:
 
 
 def strip_figure(finals: dict[str, list[float]], title: str, up: str) -> go.Figure:
-    """start -> final errors: one column of points a start, spread sideways so that none hides another."""
+    """init -> final errors: one column of points a start, spread sideways so that none hides another."""
     fig = go.Figure()
-    for column, (start, errors) in enumerate(finals.items()):
-        colour, symbol, _ = INIT_LOOKS[start]
+    for column, (init, errors) in enumerate(finals.items()):
+        colour, symbol, _ = INIT_LOOKS[init]
         many = len(errors) > 1
         fig.add_scatter(x=_spread(column, len(errors)), y=[round(e, 4) for e in errors], mode="markers",
-                        name=f"{start} start", marker=dict(color=colour, symbol=symbol, size=7 if many else 12,
+                        name=f"{init} start", marker=dict(color=colour, symbol=symbol, size=7 if many else 12,
                                                            opacity=0.7 if many else 1.0))
-    fig.update_xaxes(tickvals=list(range(len(finals))), ticktext=list(finals), title="start")
+    fig.update_xaxes(tickvals=list(range(len(finals))), ticktext=list(finals), title="initialisation")
     fig.update_yaxes(title=up)
     return fig.update_layout(title=title, showlegend=False)
 
@@ -474,7 +474,7 @@ def accuracy_figure(tables: dict[str, pd.DataFrame]) -> go.Figure:
                 colour, symbol, _ = INIT_LOOKS[point["init"]]
                 fig.add_scatter(
                     x=[round(point["error"], 4)], y=[round(100 * point["top1"], 2)], mode="markers",
-                    name=f"{point['start']} start", showlegend=column == 1 and stage == "finetuned",
+                    name=f"{point['init']} start", showlegend=column == 1 and stage == "finetuned",
                     marker=dict(color=colour, symbol=symbol + mark, size=11),
                     error_y=dict(type="data", symmetric=False, thickness=1,
                                  array=[round(100 * (point["high"] - point["top1"]), 2)],
@@ -506,12 +506,12 @@ _LAST = 20              # rounds that count as "left alone": all runs on the clo
 class Scene:
     cloud: str
     method: str
-    start: str
+    init: str
     seed: int
     at: int                         # half-step shown
     tokens: np.ndarray              # (40, 2)
     run: tuple[Step, ...]
-    finals: dict[str, list[float]]  # start -> final errors, by seed
+    finals: dict[str, list[float]]  # init -> final errors, by seed
     settled: int | None             # half-step
 
     @property
@@ -521,17 +521,17 @@ class Scene:
 
     @property
     def final(self) -> float:
-        mine = self.finals[self.start]
+        mine = self.finals[self.init]
         return mine[self.seed if len(mine) > 1 else 0]
 
 
 @functools.lru_cache(maxsize=128)
 def final_errors(cloud_name: str, k: int, method: str) -> dict[str, list[float]]:
-    """Where every start ends when left alone: start -> errors, one for each seed where there is chance."""
+    """Where every start ends when left alone: init -> errors, one for each seed where there is chance."""
     f, _ = cloud(cloud_name)
     out = {}
-    for start in INITS:
-        begin = torch.cat([cloud_start(cloud_name, k, start, seed) for seed in range(seeds_of(start, SEEDS))])
+    for init in INITS:
+        begin = torch.cat([cloud_start(cloud_name, k, init, seed) for seed in range(seeds_of(init, SEEDS))])
         x = clustering.centred(f[None]).expand(len(begin), -1, -1)
         ones = x.new_ones(x.shape[:2])
         if method == "k_medoids":
@@ -540,48 +540,48 @@ def final_errors(cloud_name: str, k: int, method: str) -> dict[str, list[float]]
         else:
             labels, _ = clustering.k_means(x, begin, ones, _LAST)
             centres = clustering.cluster_means(x, labels, k, ones)
-        out[start] = (x - clustering.take(centres, labels)).square().sum((1, 2)).tolist()
+        out[init] = (x - clustering.take(centres, labels)).square().sum((1, 2)).tolist()
     return out
 
 
-def cloud_start(cloud_name: str, k: int, start: str, seed: int) -> Tensor:
+def cloud_start(cloud_name: str, k: int, init: str, seed: int) -> Tensor:
     """The k tokens that `tp.pool_tokens` starts from with this seed, (1, k)."""
     f, score = cloud(cloud_name)
     d = clustering.pairwise(clustering.centred(f[None]))
     noise = torch.rand(len(f), generator=_draw(seed), dtype=torch.float64).to(d)
-    if start == "random":
+    if init == "random":
         return clustering.random_k(noise, k, 1)
-    if start == "k_means_plus_plus":
+    if init == "k_means_plus_plus":
         return clustering.k_means_plus_plus(d, k, torch.ones_like(d[:, 0]), noise)
-    return make_start(start, d, score[None], k, seed)
+    return make_start(init, d, score[None], k, seed)
 
 
 @functools.lru_cache(maxsize=512)
-def _run(cloud_name: str, k: int, method: str, start: str, seed: int) -> tuple[Step, ...]:
+def _run(cloud_name: str, k: int, method: str, init: str, seed: int) -> tuple[Step, ...]:
     f, _ = cloud(cloud_name)
-    return tuple(steps(f, cloud_start(cloud_name, k, start, seed)[0], method))
+    return tuple(steps(f, cloud_start(cloud_name, k, init, seed)[0], method))
 
 
 @functools.lru_cache(maxsize=512)
-def scene(cloud_name: str, method: str, k: int, start: str, seed: int, at: int) -> Scene:
+def scene(cloud_name: str, method: str, k: int, init: str, seed: int, at: int) -> Scene:
     """One half-step of one run, and where all runs end."""
     f, _ = cloud(cloud_name)
-    run = _run(cloud_name, k, method, start, seed if seeds_of(start, SEEDS) > 1 else 0)
-    return Scene(cloud_name, method, start, seed, at, f.numpy(), run, final_errors(cloud_name, k, method),
+    run = _run(cloud_name, k, method, init, seed if seeds_of(init, SEEDS) > 1 else 0)
+    return Scene(cloud_name, method, init, seed, at, f.numpy(), run, final_errors(cloud_name, k, method),
                  settled(list(run)))
 
 
 def against_chance() -> pd.DataFrame:
     """K-Medoids on every cloud and every K of the explorer: how often a start ends no higher than the median random
-    one, and how far above the best of all it ends. Columns start, no_higher, of, above (mean, in %)."""
+    one, and how far above the best of all it ends. Columns init, no_higher, of, above (mean, in %)."""
     rows = []
-    for start in ("top_k", "farthest_first", "k_means_plus_plus"):
+    for init in ("top_k", "farthest_first", "k_means_plus_plus"):
         finals = [final_errors(name, k, "k_medoids") for name in CLOUDS for k in range(2, 9)]
-        mine = [float(np.median(e[start])) for e in finals]
+        mine = [float(np.median(e[init])) for e in finals]
         best = [min(min(v) for v in e.values()) for e in finals]
-        rows.append((start, sum(m <= np.median(e["random"]) + 1e-3 for m, e in zip(mine, finals, strict=True)),
+        rows.append((init, sum(m <= np.median(e["random"]) + 1e-3 for m, e in zip(mine, finals, strict=True)),
                      len(finals), 100 * float(np.mean([m / b - 1 for m, b in zip(mine, best, strict=True)]))))
-    return pd.DataFrame(rows, columns=["start", "no_higher", "of", "above"])
+    return pd.DataFrame(rows, columns=["init", "no_higher", "of", "above"])
 
 
 def scene_figure(c: Scene) -> go.Figure:
@@ -605,33 +605,33 @@ def scene_figure(c: Scene) -> go.Figure:
     fig.add_scatter(x=centres[:, 0], y=centres[:, 1], mode="markers", name="centre", col=1, row=1,
                     marker=dict(color=INK, symbol="x", size=12, line=dict(color="white", width=1)))
     best = c.best
-    for column, (start, errors) in enumerate(c.finals.items()):
-        colour, symbol, _ = INIT_LOOKS[start]
+    for column, (init, errors) in enumerate(c.finals.items()):
+        colour, symbol, _ = INIT_LOOKS[init]
         many = len(errors) > 1
         fig.add_scatter(x=_spread(column, len(errors)), y=[round(e / best, 3) for e in errors], mode="markers",
-                        name=start, showlegend=False, col=2, row=1,
+                        name=init, showlegend=False, col=2, row=1,
                         marker=dict(color=colour, symbol=symbol, size=6 if many else 11, opacity=0.6 if many else 1.0))
-    column, mine = INITS.index(c.start), c.finals[c.start]
+    column, mine = INITS.index(c.init), c.finals[c.init]
     place = _spread(column, len(mine))[c.seed if len(mine) > 1 else 0]
     fig.add_scatter(x=[place], y=[round(c.final / best, 3)], mode="markers", name="this run's end", col=2, row=1,
                     marker=dict(color=PURPLE, symbol="circle-open", size=17, line=dict(width=3)))
     fig.update_xaxes(title="first coordinate", range=[-3.6, 3.8], constrain="domain", col=1, row=1)
     fig.update_yaxes(title="second coordinate", range=[-2.9, 4.3], scaleanchor="x", col=1, row=1)
-    fig.update_xaxes(title="start", tickvals=[0, 1, 2, 3], range=[-0.5, 3.5], tickangle=0,
+    fig.update_xaxes(title="initialisation", tickvals=[0, 1, 2, 3], range=[-0.5, 3.5], tickangle=0,
                      ticktext=["top_k", "random", "farthest<br>_first", "k_means<br>_plus_plus"], tickfont_size=11,
                      col=2, row=1)
     # a logarithmic axis: a few random starts end ten times as high, and the rest should not look alike for that
     fig.update_yaxes(title="final error, times the best of all", type="log", col=2, row=1,
                      tickvals=[1, 1.2, 1.5, 2, 3, 5, 10, 20], ticktext=["1", "1.2", "1.5", "2", "3", "5", "10", "20"])
     what = "" if now.kind == "start" else f": error {now.error:.1f}"
-    return fig.update_layout(title=f"{c.method}, {c.start} start, half-step {c.at} ({now.kind}){what}", height=470,
+    return fig.update_layout(title=f"{c.method}, {c.init} start, half-step {c.at} ({now.kind}){what}", height=470,
                              legend=dict(orientation="h", y=-0.24))
 
 
 def scene_words(c: Scene) -> str:
     now, k = c.run[c.at], len(c.run[0].centres)
     if now.kind == "start":
-        first = f"Half-step 0: {k} tokens are centres ({_WHY[c.start]}). Nobody belongs to them yet."
+        first = f"Half-step 0: {k} tokens are centres ({_WHY[c.init]}). Nobody belongs to them yet."
     elif c.at == 1:
         first = f"Half-step 1, assign: every token goes to its nearest centre. Error {now.error:.1f}."
     elif not now.changed:
@@ -668,7 +668,7 @@ def scene_table(c: Scene) -> pd.DataFrame:
 def explore() -> Explorer:
     return Explorer({"cloud_name": Choice("Token cloud", CLOUDS, CLOUDS[1]),
                      "method": Choice("Method", ("k_medoids", "k_means")),
-                     "k": Number("Centres, K", 6, 2, 8), "start": Choice("Start", INITS),
+                     "k": Number("Centres, K", 6, 2, 8), "init": Choice("Initialisation", INITS),
                      "seed": Number("Seed, where there is chance", 0, 0, SEEDS - 1),
                      "at": Number("Half-step (odd: assign, even: move)", 8, 0, 16)},
                     scene, scene_figure, scene_words, scene_table, height=470,

@@ -25,7 +25,7 @@ from tokenpool.lab.k_explorer.explorer import KExplorer
 from tokenpool.lab.kit.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import BLUE, GREEN, INK, ORANGE, PURPLE
 from tokenpool.lab.kit.predictions import Prediction
-from tokenpool.lab.kit.session import pebbles, shipped_vit
+from tokenpool.lab.kit.session import pebbles, shipped_rows, shipped_vit
 from tokenpool.models.vit import model_shape
 from tokenpool.report.figures import LOOKS
 
@@ -436,7 +436,7 @@ def recorded() -> pd.DataFrame:
     Returns:
         method, stage, schedule_name, schedule, share (of the plain model's MACs), top1, top1_low, top1_high.
     """
-    rows = pd.read_csv(data_folder() / "runs" / "pebbles-runs.csv", keep_default_na=False)
+    rows = shipped_rows("pebbles-runs")
     rows = rows[rows["method"].isin(["top_k", "wk_medoids"]) & rows["init"].isin(["", "top_k"]) & ~rows["counts"]]
     rows = rows.assign(share=rows["gmacs"] / rows["gmacs_plain"]).sort_values("share")
     return rows[["method", "stage", "schedule_name", "schedule", "share", "top1", "top1_low", "top1_high"]]

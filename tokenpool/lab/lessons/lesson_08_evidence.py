@@ -24,7 +24,8 @@ from tokenpool.lab.kit.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.kit.predictions import Prediction
 from tokenpool.lab.lessons.lesson_07_finetuning import NAMES, PEBBLES, PHOTOGRAPHS, recorded, table_of, untouched_rows
-from tokenpool.lab.widgets.explorer import Choice, Explorer
+from tokenpool.lab.widgets.controls import Choice
+from tokenpool.lab.widgets.explorer import Explorer
 from tokenpool.measure import compare
 from tokenpool.measure.rows import unpack
 from tokenpool.models import published
@@ -778,12 +779,11 @@ def _(answer):
         one_of("factor", variable, FACTORS, "")
     except ValueError as error:
         raise Wrong(str(error)) from None
-    ensure(variable == "init", f"The question is about the start; your plan varies \"{variable}\".")
+    ensure(variable == "init", f"The question is about the initialisation, \"init\"; your plan varies \"{variable}\".")
     levels, fixed = list(got["levels"]), list(got["fixed"])
-    ensure({"top_k", "random"} <= set(levels), "The question names two starts, \"top_k\" and \"random\": both must "
-                                               "be among "
-                                               "the levels, the second as the control of the first.")
-    ensure(variable not in fixed, "The start is varied, so it cannot be fixed as well.")
+    ensure({"top_k", "random"} <= set(levels), "The question names two initialisations, \"top_k\" and \"random\": both "
+                                               "must be among the levels, the second as the control of the first.")
+    ensure(variable not in fixed, "The initialisation is varied, so it cannot be fixed as well.")
     left = [f for f in FACTORS if f != variable and f not in fixed]
     ensure(not left, f"Nothing is said of: {', '.join(left)}. What is not fixed may differ between the two sides.")
     for noise, effect in ((0.55, 1.0), (0.55, 0.5), (1.2, 1.0)):

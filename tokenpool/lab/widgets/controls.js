@@ -1,5 +1,5 @@
-// Controls made of native inputs, each with a label that a screen reader finds and arrow keys that work.
-// One widget, five kinds: a slider with a number box, a drop-down, a box to tick, a question with radio buttons, a file.
+// Controls from native inputs, each with a label for screen readers and working arrow keys. One widget in five kinds:
+// a slider with a number box, a drop-down, a checkbox, a file, a question with radio buttons.
 
 const element = (tag, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), properties);
@@ -7,15 +7,15 @@ const element = (tag, properties = {}, ...children) => {
   return made;
 };
 
-// An input whose keys are its own. JupyterLab and Notebook take arrow keys and letters for commands on cells; Notebook does
-// so before any listener here is asked, and only what stands on the focused element itself stops it.
+// An input that gets its keys. JupyterLab and Notebook use arrow keys and letters as commands on cells; Notebook does so
+// before any listener here is called, and only this attribute of the focused element stops it.
 const field = (tag, properties) => {
   const made = element(tag, properties);
   made.dataset.lmSuppressShortcuts = "true";
   return made;
 };
 
-// every kind: (row, model, id) -> a function that shows the model's state
+// kind -> function of (row, model, id) that returns a function to show the model's state
 const kinds = {
   number(row, model, id) {
     const label = element("label", { htmlFor: id });
@@ -28,7 +28,7 @@ const kinds = {
     };
     range.addEventListener("input", () => { number.value = range.value; send(); });
     number.addEventListener("change", () => {
-      range.value = number.value;             // the browser keeps it inside the range and on a step
+      range.value = number.value;             // the browser moves it into the range and to a step
       number.value = range.value;
       send();
     });
@@ -72,7 +72,7 @@ const kinds = {
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
       if (!chosen) return;
-      const small = chosen.size <= model.get("limit");                // a large one would break the connection
+      const small = chosen.size <= model.get("limit");                // a larger one would break the connection
       const content = await (small ? chosen : new Blob()).arrayBuffer();
       model.send({ name: chosen.name, size: chosen.size }, undefined, [content]);
     });
@@ -105,7 +105,7 @@ export default {
     const show = kinds[kind](row, model, "tp-" + Math.random().toString(36).slice(2));
     model.on("change", show);
     show();
-    // plotly measures the page before its figure is on it, and again only when the window says that it has changed
+    // plotly measures the page before its figure is on it, and again only after a resize event of the window
     const measure = new ResizeObserver(() => window.dispatchEvent(new Event("resize")));
     measure.observe(row);
     return () => { measure.disconnect(); model.off("change", show); };

@@ -1,4 +1,4 @@
-// A row of buttons, one of them current: Tab reaches each, Enter or Space opens it, and moving over them opens nothing.
+// A row of buttons, one of them current. Tab moves along them without opening one; Enter or Space opens.
 export default {
   render({ model, el }) {
     const row = document.createElement("nav");
