@@ -8,11 +8,13 @@
 """
 
 import tokenpool.models.names  # noqa: F401  registers deit_e252, deit_e318 and pebbles_vit with timm
-from tokenpool.core.clustering import Pooled
 from tokenpool.core.cost import Cost
-from tokenpool.core.methods import init_names, method_names, pool_tokens
+from tokenpool.core.methods import init_names, method_names
+from tokenpool.core.pooling import Pooled, pool_tokens
 from tokenpool.models.attention import significance
-from tokenpool.models.vit import OFF_THE_SHELF, PooledViT, Trace, macs
+from tokenpool.models.model_cost import macs
+from tokenpool.models.trace import Trace
+from tokenpool.models.vit import OFF_THE_SHELF, PooledViT
 
 __version__ = "0.1.0"
 __all__ = ["OFF_THE_SHELF", "Cost", "Pooled", "PooledViT", "Trace", "init_names", "macs", "method_names", "pool_tokens",

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tokenpool.core.methods import one_of
+from tokenpool.core.checks import one_of
 
 SHIPPED = "pebbles_vit"
 

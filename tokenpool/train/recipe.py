@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tokenpool.core.methods import INITS, METHODS, one_of
+from tokenpool.core.checks import one_of
+from tokenpool.core.methods import INITS, METHODS
 from tokenpool.models.published import TRAINABLE
 
 STEPS = ("base", "search", "finetune")

@@ -1,12 +1,12 @@
 """clustering.py on CUDA (Triton): one program an image, no host in between, shapes known in advance.
 
-A K-Medoids pooling is three launches: distances, then start and all rounds, then the means, which carry a gradient.
-The distance matrix of an image is read by one program only, so it stays in the caches next to it. A round reads tiles
-of it: the K rows of the medoids to assign, all rows to find the best member of each cluster.
+A K-Medoids pooling is three launches: distances, then init and all iterations, then the means, which have a gradient.
+The distance matrix of an image is read by one program only, so it stays in its cache. An iteration reads tiles of it:
+the K rows of the medoids to assign, all rows to find the best member of each cluster.
 
 Bottom-up clustering is one launch for all its steps, which look at rows of N distances each, and one for the medoids.
-K-Means stays plain: its rounds are matrix products already. Also here: the attention that tokens receive, summed over
-queries without the matrix ever being stored.
+K-Means stays plain: its iterations are matrix products already. Also here: the attention that tokens receive, summed
+over queries without ever storing the matrix.
 
 With TRITON_INTERPRET=1 all of it runs on the CPU, which is how it is tested where there is no GPU.
 Letters as in clustering.py: B sets, N tokens, K clusters, C channels; H heads, D channels of a head.
@@ -57,7 +57,7 @@ def _distances(x, norms, d, N, C, TILE: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def _assign(d, medoids, labels, N, K, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The nearest medoid of every token; a medoid stands in for itself."""
+    """The nearest medoid of every token; a medoid represents itself."""
     for n0 in range(0, N, COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         best = tl.full((COLUMNS,), float("inf"), tl.float32)
@@ -110,7 +110,7 @@ def _improve(d, mass, medoids, labels, cost, N, K, ROWS: tl.constexpr, COLUMNS: 
 @triton.jit
 def _cluster(d, mass, first, medoids, labels, cost, N, K, n_iter, GROW: tl.constexpr, WHOLE: tl.constexpr,
              ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """One image: a farthest-first start if it is to GROW (from token `first`), then n_iter rounds."""
+    """One image: a farthest-first init if GROW (from token `first`), then n_iter iterations."""
     b = tl.program_id(0).to(tl.int64)
     d += b * N * N
     mass += b * N
@@ -130,7 +130,7 @@ def _cluster(d, mass, first, medoids, labels, cost, N, K, n_iter, GROW: tl.const
     for _ in range(0, n_iter):
         _assign(d, medoids, labels, N, K, ROWS, COLUMNS)
         _improve(d, mass, medoids, labels, cost, N, K, ROWS, COLUMNS)
-    if n_iter >= 0:                                      # -1: the start alone
+    if n_iter >= 0:                                      # -1: the init alone
         _assign(d, medoids, labels, N, K, ROWS, COLUMNS)
 
 
@@ -139,7 +139,7 @@ def _join_up(d, mass, gap, low_of, near_of, head_of, N, K, LINKAGE: tl.constexpr
              ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """One image, bottom up. Every cluster knows its nearest (near, low), which a join changes for few of them.
 
-    Writes gap, what lies between two clusters (inf for those that are gone), and each token's first companion."""
+    Writes gap, what lies between two clusters (inf for those that are gone), and the first token of each cluster."""
     b = tl.program_id(0).to(tl.int64)
     d += b * N * N
     gap += b * N * N
@@ -280,7 +280,7 @@ def _column_sums(q, k, bias, sums, received, scale, H, N, D, qb, qh, qn, qd, kb,
     tl.store(received + (b * H + h) * N + columns, total, columns < N)
 
 
-# ---- the same on tensors; registered, so that torch.compile passes them by in one piece ----
+# ---- the same on tensors; registered as operators, so that torch.compile does not trace into them ----
 
 @torch.library.custom_op("tokenpool::distances_cuda", mutates_args=())
 def _distances_op(x: Tensor) -> Tensor:
@@ -297,20 +297,20 @@ def _(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("tokenpool::cluster_cuda", mutates_args=())
-def _cluster_op(d: Tensor, mass: Tensor, start: Tensor, k: int, n_iter: int, grow: bool) -> tuple[Tensor, Tensor]:
+def _cluster_op(d: Tensor, mass: Tensor, init: Tensor, k: int, n_iter: int, grow: bool) -> tuple[Tensor, Tensor]:
     B, N, _ = d.shape
     medoids = torch.empty(B, k, dtype=torch.int64, device=d.device)
     if not grow:
-        medoids.copy_(start)
+        medoids.copy_(init)
     labels, cost = torch.empty(B, N, dtype=torch.int64, device=d.device), torch.empty_like(mass)
-    _cluster[(B,)](d.contiguous(), mass.contiguous(), start.contiguous(), medoids, labels, cost, N, k, n_iter,
+    _cluster[(B,)](d.contiguous(), mass.contiguous(), init.contiguous(), medoids, labels, cost, N, k, n_iter,
                    GROW=grow, WHOLE=triton.next_power_of_2(N), ROWS=ROWS, COLUMNS=COLUMNS, num_warps=8)
     return labels, medoids
 
 
 @_cluster_op.register_fake
-def _(d: Tensor, mass: Tensor, start: Tensor, k: int, n_iter: int, grow: bool) -> tuple[Tensor, Tensor]:
-    return start.new_empty(mass.shape), start.new_empty(mass.shape[0], k)
+def _(d: Tensor, mass: Tensor, init: Tensor, k: int, n_iter: int, grow: bool) -> tuple[Tensor, Tensor]:
+    return init.new_empty(mass.shape), init.new_empty(mass.shape[0], k)
 
 
 @torch.library.custom_op("tokenpool::join_up_cuda", mutates_args=())
@@ -390,22 +390,22 @@ def pairwise(x: Tensor) -> Tensor:
 
 
 def farthest_first(d: Tensor, k: int) -> Tensor:
-    """pool.farthest_first."""
+    """clustering.farthest_first."""
     return _cluster_op(d, d[:, 0], d.sum(2).argmin(1), k, -1, True)[1]
 
 
-def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    """pool.k_medoids. Equal but where two totals differ by rounding only."""
-    return _cluster_op(d, mass, start, start.shape[1], n_iter, False)
+def k_medoids(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """clustering.k_medoids. Equal but where two totals differ by rounding only."""
+    return _cluster_op(d, mass, init, init.shape[1], n_iter, False)
 
 
 def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
-    """pool.agglomerative. Equal but where two distances differ by rounding only."""
+    """clustering.agglomerative. Equal but where two distances differ by rounding only."""
     return _join_up_op(d, k, mass, linkage)
 
 
 def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
-    """pool.cluster_means, with its gradient to x; without adding in an order that changes from run to run."""
+    """clustering.cluster_means, with its gradient to x; without adding in an order that changes from run to run."""
     return _ClusterMeans.apply(x, labels, k, mass)
 
 

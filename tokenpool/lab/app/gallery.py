@@ -13,7 +13,7 @@ import anywidget
 import ipywidgets as widgets
 import traitlets
 
-from tokenpool.core.methods import one_of
+from tokenpool.core.checks import one_of
 
 FILES = Path(__file__).with_name("page")
 #: notebook -> its name, and what its explorer answers. K per layer comes first: it holds what the others take apart

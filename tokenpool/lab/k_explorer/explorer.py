@@ -30,7 +30,7 @@ from torch import Tensor
 
 import tokenpool as tp
 from tokenpool.core.cost import Cost, ModelShape, count_macs
-from tokenpool.core.methods import Pooling
+from tokenpool.core.pooling import Pooling
 from tokenpool.core.schedule import geometric
 from tokenpool.data.datasets import photographs, scale, square
 from tokenpool.data.pebbles import CLASSES, REGIONS
@@ -39,7 +39,8 @@ from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, det
 from tokenpool.lab.kit.session import pebbles, shipped_vit
 from tokenpool.lab.widgets.controls import Choice, Number, Switch, Upload
 from tokenpool.lab.widgets.explorer import Explorer
-from tokenpool.models.vit import TraceStep, model_shape
+from tokenpool.models.model_cost import model_shape
+from tokenpool.models.trace import TraceStep
 from tokenpool.report.figures import cluster_image, png
 
 Ks = tuple[int, ...]
@@ -152,7 +153,7 @@ def pooling(method: str, init: str, output: str) -> Pooling:
 
 def cost(ks: Sequence[int], how: Pooling, counts: bool) -> Cost:
     shape = _shape()
-    return count_macs(shape, whole(ks), lambda n, k: how.macs(n, k, shape.channels, stand_ins=counts))
+    return count_macs(shape, whole(ks), lambda n, k: how.macs(n, k, shape.channels, labels=counts))
 
 
 @functools.lru_cache(maxsize=1)
@@ -671,7 +672,7 @@ def _head(a: Setting, b: Setting, name: str) -> str:
             return (f"The budget is locked at {percent(b.target)} of the plain model's MACs: move one block, and the "
                     "others make up for it." if b.lock else "The budget is free: a block moves alone.")
         case "method":
-            return f"You changed the method from {a.method} to {b.method} ({b.how.spec.story}).{moved}"
+            return f"You changed the method from {a.method} to {b.method} ({b.how.spec.description}).{moved}"
         case "init":
             return f"You changed the start from {a.init} to {b.init}.{moved}"
         case "output":
