@@ -1,6 +1,8 @@
 """Selections, the grid, and every way a request can be wrong."""
 
+import copy
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -106,6 +108,63 @@ def test_autocast_does_not_change_the_choice():
     assert torch.equal(plain.labels, cast.labels)
 
 
+def test_without_a_method_weights_decide_between_the_two_k_medoids():
+    x, w = tokens(), torch.rand(2, 16, generator=torch.Generator().manual_seed(1))
+    for options, method in ((dict(), "k_medoids"), (dict(weights=w), "wk_medoids")):
+        ours, named = (tp.pool_tokens(x, 5, **options, **more) for more in (dict(), dict(method=method)))
+        assert torch.equal(ours.tokens, named.tokens)
+    assert not torch.equal(tp.pool_tokens(x, 5).tokens, tp.pool_tokens(x, 5, weights=w).tokens)
+
+
+READ = ("tokens", "labels", "counts", "indices", "inertia")
+
+
+def test_what_is_not_read_is_not_computed(monkeypatch):
+    """A selection compares no tokens until someone asks which kept token is nearest, and then once."""
+    calls = []
+    distances = selection.squared_distances
+    monkeypatch.setattr(selection, "squared_distances", lambda x, y: (calls.append(1), distances(x, y))[1])
+    x, w = tokens(), torch.rand(2, 16)
+    out = tp.pool_tokens(x, 4, method="top_k", weights=w)
+    assert out.tokens.shape == (2, 4, 3)
+    assert out.indices.shape == (2, 4)
+    assert not calls
+    nearest = torch.cdist(x, out.tokens).argmin(2)
+    assert torch.equal(out.labels, nearest)
+    assert out.counts.tolist() == [torch.bincount(row, minlength=4).tolist() for row in nearest]
+    assert calls == [1]
+    assert out.labels is out.labels
+    torch.testing.assert_close(out.inertia, torch.cdist(x, out.tokens).min(2).values.square().sum(1))
+    assert calls == [1]
+    assert "inertia=tensor" in repr(out)
+
+
+@pytest.mark.parametrize("method", ["top_k", "k_means", "wk_medoids", "tome"])
+def test_a_result_is_copied_pickled_and_compiled(method):
+    x, w = tokens(), torch.rand(2, 16, generator=torch.Generator().manual_seed(1))
+    out = tp.pool_tokens(x, 4, method=method, weights=w)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: tp.pool_tokens(x, 4, method=method, weights=w), fullgraph=True, backend="eager")
+    read = torch.compile(lambda x: tp.pool_tokens(x, 4, method=method, weights=w).inertia, fullgraph=True,
+                         backend="eager")
+    assert torch.equal(read(x), out.inertia)
+    for other in (pickle.loads(pickle.dumps(tp.pool_tokens(x, 4, method=method, weights=w))), copy.deepcopy(out),
+                  compiled(x)):
+        for name in READ:
+            ours, theirs = getattr(out, name), getattr(other, name)
+            assert ours is theirs is None or torch.equal(ours, theirs)
+    with pytest.raises(AttributeError):
+        out.tokens = x
+
+
+def test_only_the_tokens_have_a_gradient():
+    x = tokens().requires_grad_()
+    out = tp.pool_tokens(x, 4, method="k_means")
+    assert out.tokens.requires_grad
+    assert not out.inertia.requires_grad
+    assert not out.error.requires_grad
+
+
 X, W = tokens(), torch.ones(2, 16)
 NAN = X.clone().index_fill_(1, torch.tensor([3]), float("nan"))
 WRONG = [
@@ -129,8 +188,8 @@ WRONG = [
     (dict(weights=W * float("nan")), "must be finite and not negative"),
     (dict(weights=W * 0), "are zero, so they cannot rank"),
     (dict(counts=-W), "counts from -1 to -1; they must be finite and not negative"),
-    (dict(x=NAN), "2 of 32 tokens hold NaN or infinity"),
-    (dict(x=X / 0), "hold NaN or infinity"),
+    (dict(x=NAN), "2 of 32 tokens in x hold NaN or infinity"),
+    (dict(x=X / 0), "in x hold NaN or infinity"),
     (dict(x=X[0]), r"torch.float32 of shape \(16, 3\). Expected a float tensor of shape"),
     (dict(x=X.long()), "float tensor"),
     (dict(x=X[:0], weights=W[:0]), "There is nothing to pool"),
@@ -175,12 +234,12 @@ def test_contributings_example_is_a_method_everywhere(tmp_path):
     methods.write_text(f"{head}{function}\n\n\n{table}    {row}\n{rest}")
     code = ("import timm, torch, tokenpool as tp\n"
             "x = torch.arange(12.0).reshape(1, 6, 2)\n"
-            "print(tp.pool_tokens(x, 2, method='first').tokens.flatten().tolist())\n"
-            "pooled = tp.PooledViT(timm.create_model('pebbles_vit').eval(), saving=0.42, method='first')\n"
+            "print(tp.pool_tokens(x, 2, method='longest').tokens.flatten().tolist())\n"
+            "pooled = tp.PooledViT(timm.create_model('pebbles_vit').eval(), saving=0.42, method='longest')\n"
             "print(tuple(pooled(torch.randn(2, 3, 64, 64)).shape), tp.macs(pooled).clustering)\n"
             "from tokenpool.cli import main\n"
-            "main(['macs', 'deit_tiny_patch16_224', '--saving', '0.42', '--method', 'first'])\n")
+            "main(['macs', 'deit_tiny_patch16_224', '--saving', '0.42', '--method', 'longest'])\n")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
                           capture_output=True, text=True)
-    assert done.stdout.splitlines()[:2] == ["[0.0, 1.0, 2.0, 3.0]", "(2, 30) 0"], done.stderr[-1000:]
+    assert done.stdout.splitlines()[:2] == ["[8.0, 9.0, 10.0, 11.0]", "(2, 30) 0"], done.stderr[-1000:]
     assert "pooled  0.7" in done.stdout

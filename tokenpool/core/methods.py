@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -52,7 +52,7 @@ class Request:
 @dataclass(frozen=True, kw_only=True)
 class Init:
     description: str
-    choose: Callable[[Request, Tensor], Tensor]     # (request, distances) -> (B, K) token indices
+    choose: Callable[[Request, Any], Tensor]        # (request, distances) -> (B, K) token indices
     scored: bool = False              # needs weights
     draws: bool = False               # depends on the noise
     grows: bool = False               # looks at all distances, which K-Medoids has anyway

@@ -31,7 +31,7 @@ class _Staged(nn.Module):
 
     vit: Any
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: Any) -> None:
         super().__init__()
         refuse_unsupported(vit)
         if not isinstance(vit, VisionTransformer) or type(vit.blocks[0]) not in TWO_HALVES:

@@ -32,8 +32,8 @@ def refuse_unsupported(vit: Any, position: str = "after_block") -> None:
 def _why_not_model(vit: Any) -> str | None:
     if not isinstance(vit, (timm_vit.VisionTransformer, Eva)):
         return ("only models of timm's VisionTransformer and Eva families can: a stack of blocks over one set of "
-                "tokens with absolute or rotary positions. Relative position bias, windows, stages and convolutions need the "
-                "full grid of tokens")
+                "tokens with absolute or rotary positions. Relative position bias, windows, stages and convolutions "
+                "need the full grid of tokens")
     if type(vit).forward_features not in (timm_vit.VisionTransformer.forward_features, Eva.forward_features):
         return "its forward_features is its own and would be bypassed"
     if type(vit)._pos_embed not in (timm_vit.VisionTransformer._pos_embed, Eva._pos_embed,

@@ -315,7 +315,7 @@ class PooledViT(nn.Module):
 
     def _plain(self, block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> Tensor:
         """timm's own block."""
-        options = {name: t for name, t in (("rope", rope), ("attn_mask", bias)) if t is not None}
+        options: dict[str, Any] = {name: t for name, t in (("rope", rope), ("attn_mask", bias)) if t is not None}
         if self.vit.grad_checkpointing and self.training:
             return checkpoint(block, x, **options)
         return block(x, **options)
@@ -394,7 +394,7 @@ class PooledViT(nn.Module):
 
     def extra_repr(self) -> str:
         schedule = None if self.schedule is None else list(self.schedule)
-        plan = {n: v for n, v in (("keep", self._keep), ("saving", self._saving)) if v is not None} or \
+        plan: dict[str, Any] = {n: v for n, v in (("keep", self._keep), ("saving", self._saving)) if v is not None} or \
             {"schedule": schedule}
         options = {n: getattr(self.pooling, n) for n in ("method", "init", "n_iter", "output")}
         options |= {"carry_counts": self.carry_counts, "position": self.position}
