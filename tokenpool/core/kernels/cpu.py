@@ -15,6 +15,7 @@ Letters as in clustering.py: B sets, N tokens, K clusters, C channels.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
@@ -299,75 +300,100 @@ def _cluster_means(x, labels, mass, share, means):
                 means[b, j, c] += x.dtype.type(part) * x[b, i, c]
 
 
-# ---- the same on tensors; registered as operators, so that torch.compile does not trace into them ----
+# ---- the functions of clustering.py; operators, so that torch.compile does not trace into the loops ----
 
 def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-def _op(name: str, fake: Any, mutates: tuple[str, ...] = ()) -> Any:
+def _indices(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64)
+
+
+def _op(fake: Any, mutates: tuple[str, ...] = ()) -> Any:
     """Register a function as torch.ops.tokenpool.NAME. Outside of torch.compile it is called directly: PyTorch's
     dispatcher would cost as much as the smaller loops."""
     def wrap(function: Any) -> Any:
-        op = torch.library.custom_op(f"tokenpool::{name}", function, mutates_args=mutates, device_types="cpu")
+        op = torch.library.custom_op(f"tokenpool::{function.__name__}", function, mutates_args=mutates,
+                                     device_types="cpu")
         op.register_fake(fake)
 
+        @functools.wraps(function)
         def call(*args: Any) -> Any:
             return op(*args) if torch.compiler.is_compiling() else function(*args)
         return call
     return wrap
 
 
-@_op("finish_distances", lambda gram: None, mutates=("gram",))
-def _finish(gram: Tensor) -> None:
+def pairwise(x: Tensor) -> Tensor:
+    """clustering.pairwise, to the last bit."""
+    gram = x @ x.mT
+    finish_distances(gram)
+    return gram
+
+
+@_op(lambda gram: None, mutates=("gram",))
+def finish_distances(gram: Tensor) -> None:
+    """Gram matrices become distances, in place."""
     _finish_distances(gram.numpy())
 
 
-@_op("farthest_first", lambda d, first, k: d.new_empty((d.shape[0], k), dtype=torch.int64))
-def _farthest(d: Tensor, first: Tensor, k: int) -> Tensor:
-    chosen = torch.empty(len(d), k, dtype=torch.int64)
-    _grow_farthest(_array(d), _array(first), chosen.numpy())
+@_op(lambda d, k: _indices(d.shape[0], k))
+def farthest_first(d: Tensor, k: int) -> Tensor:
+    """clustering.farthest_first."""
+    chosen = _indices(len(d), k)
+    _grow_farthest(_array(d), _array(d.sum(2).argmin(1)), chosen.numpy())
     return chosen
 
 
-def _fake_clustering(x: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    return torch.empty(mass.shape, dtype=torch.int64), torch.empty(init.shape, dtype=torch.int64)
-
-
-@_op("k_medoids", _fake_clustering)
-def _medoids(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    labels, medoids = torch.empty(mass.shape, dtype=torch.int64), init.clone(memory_format=torch.contiguous_format)
+@_op(lambda d, init, mass, n_iter: (_indices(*mass.shape), _indices(*init.shape)))
+def k_medoids(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """clustering.k_medoids. Equal except where two totals differ by rounding only."""
+    labels, medoids = _indices(*mass.shape), init.clone(memory_format=torch.contiguous_format)
     _k_medoids(_array(d), _array(mass), n_iter, medoids.numpy(), labels.numpy())
     return labels, medoids
 
 
-@_op("k_means", _fake_clustering)
-def _means(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    labels, nearest = torch.empty(mass.shape, dtype=torch.int64), torch.empty(init.shape, dtype=torch.int64)
+def k_means(x: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """clustering.k_means. Equal except where two distances differ by rounding only. Costs one N² C product instead of
+    (2 n_iter - 1) N K C."""
+    return k_means_by_distances(pairwise(x), init, mass, n_iter)
+
+
+@_op(lambda d, init, mass, n_iter: (_indices(*mass.shape), _indices(*init.shape)))
+def k_means_by_distances(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """The same from d = pairwise(x), which an init may have needed already."""
+    labels, nearest = _indices(*mass.shape), _indices(*init.shape)
     _k_means(_array(d), _array(init), _array(mass), n_iter, labels.numpy(), nearest.numpy())
     return labels, nearest
 
 
-@_op("agglomerative", lambda d, k, mass, linkage: (torch.empty(mass.shape, dtype=torch.int64),
-                                                    torch.empty((mass.shape[0], k), dtype=torch.int64)))
-def _agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
-    labels, medoids = torch.empty(mass.shape, dtype=torch.int64), torch.empty(len(mass), k, dtype=torch.int64)
+@_op(lambda d, k, mass, linkage="ward": (_indices(*mass.shape), _indices(mass.shape[0], k)))
+def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
+    """clustering.agglomerative. Equal except where two distances differ by rounding only."""
+    labels, medoids = _indices(*mass.shape), _indices(len(mass), k)
     which = ("ward", "average", "complete").index(linkage)
     _join_up(_array(d), _array(mass), which, k, labels.numpy(), medoids.numpy())
     return labels, medoids
 
 
-@_op("cluster_means", lambda x, labels, k, mass: (x.new_empty(x.shape[0], k, x.shape[2]), torch.empty_like(mass)))
-def _average(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> tuple[Tensor, Tensor]:
+@_op(lambda x, labels, k, mass: (x.new_empty(x.shape[0], k, x.shape[2]), torch.empty_like(mass)))
+def means_and_shares(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of the clusters, and each token's share of its cluster's mean."""
     means, share = x.new_empty(len(x), k, x.shape[2]), torch.empty(mass.shape, dtype=mass.dtype)
     _cluster_means(_array(x), _array(labels), _array(mass), share.numpy(), means.numpy())
     return means, share
 
 
+def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
+    """clustering.cluster_means, with its gradient to x."""
+    return _ClusterMeans.apply(x, labels, k, mass)
+
+
 class _ClusterMeans(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
-        means, share = _average(x, labels, k, mass)
+        means, share = means_and_shares(x, labels, k, mass)
         ctx.save_for_backward(labels, share)
         return means
 
@@ -376,43 +402,3 @@ class _ClusterMeans(torch.autograd.Function):
         labels, share = ctx.saved_tensors
         spread = grads[0].gather(1, labels[..., None].expand(-1, -1, grads[0].shape[2]))
         return spread * share[..., None].to(spread.dtype), None, None, None
-
-
-# ---- the functions of clustering.py ----
-
-def pairwise(x: Tensor) -> Tensor:
-    """clustering.pairwise, to the last bit."""
-    gram = x @ x.mT
-    _finish(gram)
-    return gram
-
-
-def farthest_first(d: Tensor, k: int) -> Tensor:
-    """clustering.farthest_first."""
-    return _farthest(d, d.sum(2).argmin(1), k)
-
-
-def k_medoids(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    """clustering.k_medoids. Equal but where two totals differ by rounding only."""
-    return _medoids(d, init, mass, n_iter)
-
-
-def k_means(x: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    """clustering.k_means. Equal but where two distances differ by rounding only. Costs one N² C product in place of
-    (2 n_iter - 1) N K C."""
-    return k_means_by_distances(pairwise(x), init, mass, n_iter)
-
-
-def k_means_by_distances(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    """The same from d = pairwise(x), which an init may have needed already."""
-    return _means(d, init, mass, n_iter)
-
-
-def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
-    """clustering.agglomerative. Equal but where two distances differ by rounding only."""
-    return _agglomerative(d, k, mass, linkage)
-
-
-def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
-    """clustering.cluster_means, with its gradient to x."""
-    return _ClusterMeans.apply(x, labels, k, mass)

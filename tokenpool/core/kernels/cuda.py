@@ -280,10 +280,11 @@ def _column_sums(q, k, bias, sums, received, scale, H, N, D, qb, qh, qn, qd, kb,
     tl.store(received + (b * H + h) * N + columns, total, columns < N)
 
 
-# ---- the same on tensors; registered as operators, so that torch.compile does not trace into them ----
+# ---- the functions of clustering.py, and the score; operators, so that torch.compile does not trace into them ----
 
 @torch.library.custom_op("tokenpool::distances_cuda", mutates_args=())
-def _distances_op(x: Tensor) -> Tensor:
+def pairwise(x: Tensor) -> Tensor:
+    """clustering.pairwise, to rounding; exactly symmetric."""
     B, N, C = x.shape
     d = x.new_empty(B, N, N)
     tiles = triton.cdiv(N, 64)
@@ -291,9 +292,19 @@ def _distances_op(x: Tensor) -> Tensor:
     return d
 
 
-@_distances_op.register_fake
+@pairwise.register_fake
 def _(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], x.shape[1])
+
+
+def farthest_first(d: Tensor, k: int) -> Tensor:
+    """clustering.farthest_first."""
+    return _cluster_op(d, d[:, 0], d.sum(2).argmin(1), k, -1, True)[1]
+
+
+def k_medoids(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """clustering.k_medoids. Equal except where two totals differ by rounding only."""
+    return _cluster_op(d, mass, init, init.shape[1], n_iter, False)
 
 
 @torch.library.custom_op("tokenpool::cluster_cuda", mutates_args=())
@@ -314,7 +325,8 @@ def _(d: Tensor, mass: Tensor, init: Tensor, k: int, n_iter: int, grow: bool) ->
 
 
 @torch.library.custom_op("tokenpool::join_up_cuda", mutates_args=())
-def _join_up_op(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
+def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
+    """clustering.agglomerative. Equal except where two distances differ by rounding only."""
     B, N, _ = d.shape
     d, mass = d.contiguous(), mass.contiguous()
     gap, low = torch.empty_like(d), torch.empty_like(mass)
@@ -328,8 +340,8 @@ def _join_up_op(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, 
     return labels, medoids
 
 
-@_join_up_op.register_fake
-def _(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
+@agglomerative.register_fake
+def _(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
     return mass.new_empty(mass.shape, dtype=torch.int64), mass.new_empty((mass.shape[0], k), dtype=torch.int64)
 
 
@@ -348,22 +360,9 @@ def _(x: Tensor, labels: Tensor, mass: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], k, x.shape[2]), x.new_empty(x.shape[0], k)
 
 
-@torch.library.custom_op("tokenpool::received_cuda", mutates_args=())
-def _received_op(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, with_self: bool) -> Tensor:
-    B, H, N, D = q.shape
-    sums = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
-    out = torch.empty_like(sums)
-    rest = (scale, H, N, D, *q.stride(), *k.stride())
-    flat = q if bias is None else bias.reshape(B, N).contiguous()
-    sizes = dict(BIAS=bias is not None, WIDE=max(16, triton.next_power_of_2(D)), ROWS=64, COLUMNS=64)
-    _row_sums[triton.cdiv(N, 64), B * H](q, k, flat, sums, *rest, **sizes)
-    _column_sums[triton.cdiv(N, 64), B * H](q, k, flat, sums, out, *rest, SELF=with_self, **sizes)
-    return out
-
-
-@_received_op.register_fake
-def _(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, with_self: bool) -> Tensor:
-    return q.new_empty(q.shape[:3], dtype=torch.float32)
+def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
+    """clustering.cluster_means, with its gradient to x; without additions in an order that changes from run to run."""
+    return _ClusterMeans.apply(x, labels, k, mass)
 
 
 class _ClusterMeans(torch.autograd.Function):
@@ -382,37 +381,24 @@ class _ClusterMeans(torch.autograd.Function):
         return take(grads[0], labels) * share[..., None], None, None, None
 
 
-# ---- the functions of clustering.py, and the score ----
-
-def pairwise(x: Tensor) -> Tensor:
-    """clustering.pairwise, to rounding; exactly symmetric."""
-    return _distances_op(x)
-
-
-def farthest_first(d: Tensor, k: int) -> Tensor:
-    """clustering.farthest_first."""
-    return _cluster_op(d, d[:, 0], d.sum(2).argmin(1), k, -1, True)[1]
-
-
-def k_medoids(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    """clustering.k_medoids. Equal but where two totals differ by rounding only."""
-    return _cluster_op(d, mass, init, init.shape[1], n_iter, False)
-
-
-def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
-    """clustering.agglomerative. Equal but where two distances differ by rounding only."""
-    return _join_up_op(d, k, mass, linkage)
-
-
-def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
-    """clustering.cluster_means, with its gradient to x; without adding in an order that changes from run to run."""
-    return _ClusterMeans.apply(x, labels, k, mass)
-
-
+@torch.library.custom_op("tokenpool::received_cuda", mutates_args=())
 def received(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, with_self: bool) -> Tensor:
     """Attention received per head, (B, H, N) float32, from q and k of (B, H, N, D); the matrix is never stored.
 
     Args:
         bias: (B, 1, 1, N) added to the logits, or None. with_self: whether a token's attention to itself counts.
     """
-    return _received_op(q, k, scale, bias, with_self)
+    B, H, N, D = q.shape
+    sums = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
+    out = torch.empty_like(sums)
+    rest = (scale, H, N, D, *q.stride(), *k.stride())
+    flat = q if bias is None else bias.reshape(B, N).contiguous()
+    sizes = dict(BIAS=bias is not None, WIDE=max(16, triton.next_power_of_2(D)), ROWS=64, COLUMNS=64)
+    _row_sums[triton.cdiv(N, 64), B * H](q, k, flat, sums, *rest, **sizes)
+    _column_sums[triton.cdiv(N, 64), B * H](q, k, flat, sums, out, *rest, SELF=with_self, **sizes)
+    return out
+
+
+@received.register_fake
+def _(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, with_self: bool) -> Tensor:
+    return q.new_empty(q.shape[:3], dtype=torch.float32)
