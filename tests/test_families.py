@@ -15,6 +15,21 @@ from tokenpool.models import attention
 
 NAMES = sorted({n for module in ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
                 for n in timm.list_models(module=module)})
+#: one name of every signature
+FEW = ("aimv2_1b_patch14_224", "beit3_base_patch16_224", "deit3_base_patch16_224", "deit_base_distilled_patch16_224",
+       "deit_base_patch16_224", "eva02_base_patch14_224", "eva02_base_patch16_clip_224",
+       "eva02_enormous_patch14_clip_224", "eva02_small_patch14_224", "eva_giant_patch14_224",
+       "eva_giant_patch14_clip_224", "eva_large_patch14_196", "test_vit2", "test_vit3", "vit_5b_patch16_sapiens2",
+       "vit_7b_patch16_dinov3", "vit_base_mci_224", "vit_base_patch14_reg1_tipsv2", "vit_base_patch16_18x2_224",
+       "vit_base_patch16_dinov3_qkvb", "vit_base_patch16_lingbot", "vit_base_patch16_reg4_gap_256",
+       "vit_base_patch16_rope_224", "vit_base_patch16_rope_ape_224", "vit_base_patch16_rope_mixed_224",
+       "vit_base_patch16_rope_mixed_ape_224", "vit_base_patch16_rope_reg1_gap_256", "vit_base_patch16_rpn_224",
+       "vit_base_patch16_siglip_224", "vit_base_patch16_xp_224", "vit_betwixt_patch16_reg4_gap_256",
+       "vit_betwixt_patch16_rope_reg4_gap_256", "vit_dlittle_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256",
+       "vit_giant_patch16_lingbot", "vit_giant_patch16_radio_v3", "vit_mediumd_patch16_rope_reg1_gap_256",
+       "vit_pe_core_base_patch16_224", "vit_pe_core_gigantic_patch14_448", "vit_pe_lang_gigantic_patch14_448",
+       "vit_pe_lang_large_patch14_448", "vit_pe_spatial_base_patch16_512", "vit_pwee_patch16_reg1_gap_256",
+       "vit_so150m_patch16_reg4_map_256")
 
 
 def small(name):
@@ -31,56 +46,85 @@ def small(name):
     return model
 
 
-def test_the_list_is_not_empty():
+def signature(model):
+    """Everything that PooledViT treats in a way of its own: blocks, attention, positions, head."""
+    block, rope = model.blocks[1], getattr(model, "rope", None)
+    attns = attention.attentions(block)
+    return (type(model).__name__, type(model.patch_embed).__name__, type(block).__name__, type(attns[0]).__name__,
+            tuple(sorted({name.split(".")[0] for name, _ in attns[0].named_parameters()})),
+            tuple(sorted({name for name, _ in block.named_parameters() if name.count(".") < 2 and
+                          name.split(".")[0] in ("gamma_1", "ls1", "mlp_bias")})),
+            model.pos_embed is not None, type(rope).__name__, getattr(model, "rope_mixed", False),
+            model.global_pool, type(getattr(model, "attn_pool", None)).__name__, hasattr(model, "head_dist"),
+            model.cls_token is not None, model.num_prefix_tokens > 1)
+
+
+@pytest.mark.slow
+def test_the_few_have_every_signature_there_is():
+    with torch.device("meta"):
+        found = {signature(small(name)) for name in NAMES}
+        assert {signature(small(name)) for name in FEW} == found
+    assert len(FEW) == len(found)
     assert len(NAMES) > 200
 
 
+@pytest.mark.parametrize("name", FEW)
+def test_a_family_member_of_every_signature(name):
+    check(name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_every_family_member(part):
     for name in NAMES[part::8]:
-        model = small(name)
-        assert isinstance(model, (VisionTransformer, Eva)), name
-        x = torch.randn(2, 3, *model.patch_embed.img_size)
-        n = model.patch_embed.num_patches
-        seen = {}
-        hook = model.blocks[1].register_forward_hook(
-            lambda m, args, kwargs, out, seen=seen: seen.update(x=args[0], kwargs=kwargs, out=out), with_kwargs=True)
-        plain = model(x)
-        hook.remove()
+        check(name)
 
-        assert torch.equal(tp.PooledViT(model)(x), plain), name
-        assert torch.equal(tp.PooledViT(model, [n] * 3)(x), plain), name
 
-        out, seen_attention = attention.block_with_score(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None)
-        torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
-        torch.testing.assert_close(seen_attention.sum(-1), torch.ones_like(seen_attention[..., 0]), atol=1e-4, rtol=0)
+def check(name):
+    model = small(name)
+    assert isinstance(model, (VisionTransformer, Eva)), name
+    x = torch.randn(2, 3, *model.patch_embed.img_size)
+    n = model.patch_embed.num_patches
+    seen = {}
+    hook = model.blocks[1].register_forward_hook(
+        lambda m, args, kwargs, out: seen.update(x=args[0], kwargs=kwargs, out=out), with_kwargs=True)
+    plain = model(x)
+    hook.remove()
 
-        # the same block with the score alone asked for, which never holds the whole matrix
-        prefix = model.num_prefix_tokens
-        for kind in (None, "received", *(["class_token"] if prefix else [])):
-            out, keyed = attention.block_seen(model.blocks[1], seen["x"], seen["kwargs"].get("rope"), None,
-                                              attention.Wanted(kind, prefix, keys=True))
-            torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
-            if kind:
-                torch.testing.assert_close(keyed.score, attention.significance(seen_attention, prefix, kind))
-        width = attention.attentions(model.blocks[1])[0].head_dim
-        assert (len(keyed.keys), *keyed.keys.shape[2:]) == (2, keyed.values.shape[2], width), name
-        merged = tp.PooledViT(model, [n // 3, n // 4, n // 4], method="tome", metric="keys", carry_counts=True,
-                              kernel="plain")            # which does all that is counted
-        with FlopCounterMode(display=False) as counter:
-            assert torch.isfinite(merged(x)).all(), name
-        assert counter.get_total_flops() == 2 * len(x) * tp.macs(merged).total, name
+    assert torch.equal(tp.PooledViT(model)(x), plain), name
+    assert torch.equal(tp.PooledViT(model, [n] * 3)(x), plain), name
 
-        pooled = tp.PooledViT(model, [n // 3, n // 4, n // 4], carry_counts=True, kernel="plain")
-        with FlopCounterMode(display=False) as counter:
-            logits = pooled(x)
-        assert logits.shape == plain.shape, name
-        assert torch.isfinite(logits).all(), name
-        assert counter.get_total_flops() == 2 * len(x) * tp.macs(pooled).total, name
-        trace = pooled.trace(x)
-        torch.testing.assert_close(trace.logits, logits)
-        assert [s.kept for s in trace.steps] == [n // 3, n // 4, n // 4], name
-        assert (trace.steps[-1].counts.sum(1) == n).all(), name
+    rope = seen["kwargs"].get("rope")
+    out, whole = attention.run_block(model.blocks[1], seen["x"], rope, None)
+    torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(whole.attention.sum(-1), torch.ones_like(whole.attention[..., 0]), atol=1e-4, rtol=0)
+
+    # the same block with the score alone asked for, which never holds the whole matrix
+    prefix = model.num_prefix_tokens
+    for kind in (None, "received", *(["class_token"] if prefix else [])):
+        out, keyed = attention.run_block(model.blocks[1], seen["x"], rope, None,
+                                         attention.Wanted(kind, prefix, keys=True))
+        torch.testing.assert_close(out, seen["out"], atol=2e-5, rtol=2e-4, msg=lambda m: f"{name}: {m}")
+        if kind:
+            torch.testing.assert_close(keyed.score, attention.significance(whole.attention, prefix, kind))
+    width = attention.attentions(model.blocks[1])[0].head_dim
+    assert (len(keyed.keys), *keyed.keys.shape[2:]) == (2, keyed.values.shape[2], width), name
+    merged = tp.PooledViT(model, [n // 3, n // 4, n // 4], method="tome", metric="keys", carry_counts=True,
+                          kernel="plain")            # which does all that is counted
+    with FlopCounterMode(display=False) as counter:
+        assert torch.isfinite(merged(x)).all(), name
+    assert counter.get_total_flops() == 2 * len(x) * tp.macs(merged).total, name
+
+    pooled = tp.PooledViT(model, [n // 3, n // 4, n // 4], carry_counts=True, kernel="plain")
+    with FlopCounterMode(display=False) as counter:
+        logits = pooled(x)
+    assert logits.shape == plain.shape, name
+    assert torch.isfinite(logits).all(), name
+    assert counter.get_total_flops() == 2 * len(x) * tp.macs(pooled).total, name
+    trace = pooled.trace(x)
+    torch.testing.assert_close(trace.logits, logits)
+    assert [s.kept for s in trace.steps] == [n // 3, n // 4, n // 4], name
+    assert (trace.steps[-1].counts.sum(1) == n).all(), name
 
 
 @pytest.mark.parametrize(("name", "says"), [

@@ -270,10 +270,9 @@ if not INTERPRETED:
 
     def test_large_sets_are_pooled_in_parts(monkeypatch):
         """A few images, and a few heads, at a time: the same answer, to the last bit."""
-        from tokenpool.core import methods
         x, weights = clouds("random", b=5)
         whole = tp.pool_tokens(x, 9, weights=weights)
-        monkeypatch.setattr(methods, "_PAIRS", {"cpu": 2 * 70**2})
+        monkeypatch.setattr(kernels, "_HELD", {"cpu": 2 * 70**2})
         parts = tp.pool_tokens(x, 9, weights=weights)
         for name in ("tokens", "labels", "counts", "indices", "inertia"):
             assert torch.equal(getattr(parts, name), getattr(whole, name))
@@ -283,7 +282,7 @@ if not INTERPRETED:
         wanted = attention.Wanted("received", 1)
         y, score = attention.attend_and_score(q, k, v, 0.3, bias, wanted)
         for held in (1, 2, 3, 7):                            # (image, head) pairs at a time
-            monkeypatch.setattr(attention, "_LOGITS", {"cpu": held * 17**2})
+            monkeypatch.setattr(kernels, "_HELD", {"cpu": held * 17**2})
             some = attention.attend_and_score(q, k, v, 0.3, bias, wanted)
             torch.testing.assert_close(some, (y, score), rtol=1e-6, atol=1e-6)
 

@@ -210,7 +210,7 @@ def test_caught_queries_and_keys_give_the_models_own_attention():
         tokens = vit.norm_pre(vit._pos_embed(vit.patch_embed(x)))
         for block, (q, k) in zip(vit.blocks, caught, strict=True):
             assert q.shape == k.shape == (4, 3, 65, 32)
-            attention = attention_half(block, tokens, None, None)[1]
+            attention = attention_half(block, tokens, None, None)[1].attention
             assert torch.allclose((q @ k.mT / 32 ** 0.5).softmax(-1), attention, atol=1e-5)
             tokens = block(tokens)
     assert not vit.blocks[0].attn.q_norm._forward_hooks

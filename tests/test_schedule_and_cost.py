@@ -95,7 +95,7 @@ def test_bad_schedules_are_refused(schedule, says):
 
 
 def test_two_ways_at_once_are_refused():
-    with pytest.raises(ValueError, match=r"keep=0.9 and saving=0.42 say twice"):
+    with pytest.raises(ValueError, match=r"keep=0.9 and saving=0.42 both say how many"):
         tp.PooledViT(timm.create_model("pebbles_vit"), keep=0.9, saving=0.42)
     with pytest.raises(ValueError, match=r"keep=1.1 is not a share of tokens"):
         tp.PooledViT(timm.create_model("pebbles_vit"), keep=1.1)

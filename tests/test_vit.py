@@ -192,7 +192,7 @@ def test_carried_counts_equal_copies_in_attention():
     bias = torch.tensor([1.0, 1.0, 3.0, 1.0]).log().reshape(1, 1, 1, 4)
     copies = block(x[:, [0, 1, 2, 2, 2, 3]])
     torch.testing.assert_close(block(x, attn_mask=bias), copies[:, [0, 1, 2, 5]], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(attention.block_with_score(block, x, None, bias)[0], copies[:, [0, 1, 2, 5]],
+    torch.testing.assert_close(attention.run_block(block, x, None, bias)[0], copies[:, [0, 1, 2, 5]],
                                atol=1e-5, rtol=1e-4)
 
 

@@ -12,20 +12,23 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenpool.core.clustering import Pooled
     from tokenpool.core.cost import Cost
-    from tokenpool.core.methods import init_names, method_names, pool_tokens
+    from tokenpool.core.methods import init_names, method_names
+    from tokenpool.core.pooling import Pooled, pool_tokens
     from tokenpool.models.attention import significance
-    from tokenpool.models.vit import OFF_THE_SHELF, PooledViT, Trace, macs
+    from tokenpool.models.model_cost import macs
+    from tokenpool.models.trace import Trace
+    from tokenpool.models.vit import OFF_THE_SHELF, PooledViT
 
 __version__ = "0.1.0"
 __all__ = ["OFF_THE_SHELF", "Cost", "Pooled", "PooledViT", "Trace", "init_names", "macs", "method_names", "pool_tokens",
            "significance"]
 
 #: imported when they are first used: `tokenpool --help` need not wait for torch
-_HOMES = {"Pooled": "core.clustering", "Cost": "core.cost", "init_names": "core.methods",
-          "method_names": "core.methods", "pool_tokens": "core.methods", "significance": "models.attention",
-          "OFF_THE_SHELF": "models.vit", "PooledViT": "models.vit", "Trace": "models.vit", "macs": "models.vit"}
+_HOMES = {"Pooled": "core.pooling", "Cost": "core.cost", "init_names": "core.methods",
+          "method_names": "core.methods", "pool_tokens": "core.pooling", "significance": "models.attention",
+          "OFF_THE_SHELF": "models.vit", "PooledViT": "models.vit", "Trace": "models.trace",
+          "macs": "models.model_cost"}
 
 
 def __getattr__(name: str) -> Any:

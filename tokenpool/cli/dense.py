@@ -23,7 +23,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    from tokenpool.core.methods import one_of
+    from tokenpool.core.checks import one_of
     from tokenpool.data.weights import load_model
     from tokenpool.measure import dense
     from tokenpool.report import dense_page

@@ -1,14 +1,14 @@
 """Token pooling: from N tokens to K that reconstruct them best. This file is the idea; it needs torch only.
 
-A small set F^ of K tokens should lose as little as possible of the N tokens F it stands in for. Let every token be
-replaced by its nearest member of F^; what is lost is
+A small set F^ of K tokens should preserve as much as possible of the N tokens F it represents. Replace every token by
+its nearest member of F^; the loss is
 
     loss(F, F^) = sum_i  w_i  min_j ‖f_i - f^_j‖²                      (paper, section 3; S)
 
-and that is the objective of K-Means, or of K-Medoids where F^ must be a subset of F. So pooling is clustering:
+which is the objective of K-Means, or of K-Medoids where F^ must be a subset of F. So pooling is clustering:
 `k_means` and `k_medoids` below are Lloyd's two steps, on whole batches, without a loop over images, clusters or
-tokens; only the starts may step K times. `agglomerative` goes the other way: from all tokens, N - K times it joins two,
-as Ward did: those whose joining adds least to the loss. It needs no start and no rounds.
+tokens; only the inits take K steps. `agglomerative` works bottom up: it starts with all tokens and N - K times joins
+the two clusters whose union adds least to the loss (Ward). It needs no init and no iterations.
 
 Letters: B sets of tokens (images), N tokens in, K tokens out, C channels.
 """
@@ -16,27 +16,11 @@ Letters: B sets of tokens (images), N tokens in, K tokens out, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _FAR = 1e30                    # in place of a distance that is infinite or NaN: two clusters can always be joined
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """N tokens and the K that stand in for them."""
-
-    tokens: Tensor             # (B, K, C)  what the next block sees
-    labels: Tensor             # (B, N)     which of the K stands in for each token (int64)
-    counts: Tensor             # (B, K)     how many tokens each stands in for; sums to N, or to the counts handed in
-    indices: Tensor | None     # (B, K)     the input tokens chosen as centres (int64), or None for means
-    inertia: Tensor            # (B,)       reconstruction error: sum of w_i * squared distance to the stand-in
-
-    def unpool(self) -> Tensor:
-        """Nearest-neighbour reconstruction u(f; F^): every token replaced by its stand-in, (B, N, C)."""
-        return take(self.tokens, self.labels)
 
 
 # ---- small steps ----
@@ -93,18 +77,18 @@ def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
 
 # ---- three clusterings ----
 
-def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+def k_medoids(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
     """Weighted K-Medoids: assign every token to the nearest medoid, move each medoid to the best of its members.
 
     Args:
-        d: (B, N, N) distances, symmetric. start: (B, K) distinct token indices. mass: (B, N) >= 0.
+        d: (B, N, N) distances, symmetric. init: (B, K) distinct token indices. mass: (B, N) >= 0.
 
     Returns:
         labels (B, N) and medoids (B, K), token indices. Every cluster holds at least its own medoid.
 
-    Cost: N² + N K cheap steps an iteration, after N² C multiply-adds for d (paper: O(T K N + N² M); S).
+    Cost: N² + N K cheap steps per iteration, after N² C multiply-adds for d (paper: O(T K N + N² M); S).
     """
-    medoids = start
+    medoids = init
     for _ in range(n_iter):
         labels = _nearest_medoid(d, medoids)
         cost, candidate = _best_members(d, labels, medoids.shape[1], mass)
@@ -123,24 +107,24 @@ def _nearest_medoid(d: Tensor, medoids: Tensor) -> Tensor:
     B, N, _ = d.shape
     K = medoids.shape[1]
     labels = d.gather(2, medoids[:, None, :].expand(-1, N, -1)).argmin(2)
-    # A medoid stands in for itself, also where a copy of it is a medoid too: so no cluster is ever empty.
+    # A medoid represents itself, also where a copy of it is a medoid: so no cluster is ever empty.
     return labels.scatter(1, medoids, torch.arange(K, device=d.device).expand(B, -1))
 
 
-def k_means(x: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+def k_means(x: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
     """Weighted K-Means (Lloyd): assign every token to the nearest centre, move each centre to its members' mean.
 
     Args:
-        x: (B, N, C) centred tokens. start: (B, K) token indices. mass: (B, N) >= 0. n_iter: rounds, >= 1.
+        x: (B, N, C) centred tokens. init: (B, K) token indices. mass: (B, N) >= 0. n_iter: iterations, >= 1.
 
     Returns:
-        labels (B, N) of the last round, whose `cluster_means` are the answer, and nearest (B, K): the member of each
-        cluster closest to the centre that it was assigned to. A cluster without members takes over the token that is
-        reconstructed worst (as in scikit-learn), so every cluster holds at least one token.
+        labels (B, N) of the last iteration, whose `cluster_means` are the answer, and nearest (B, K): the member of
+        each cluster closest to the centre that it was assigned to. A cluster without members takes over the token that
+        is reconstructed worst (as in scikit-learn), so every cluster holds at least one token.
 
-    Cost: 2 N K C multiply-adds a round, the final means included (paper: O(T K N M); S).
+    Cost: 2 N K C multiply-adds per iteration, the final means included (paper: O(T K N M); S).
     """
-    centers = take(x, start)
+    centers = take(x, init)
     for _ in range(n_iter - 1):
         labels, _ = _nearest_center(x, centers, mass)
         centers = cluster_means(x, labels, centers.shape[1], mass)
@@ -166,7 +150,7 @@ def _nearest_center(x: Tensor, centers: Tensor, mass: Tensor) -> tuple[Tensor, T
 
 
 def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
-    """Bottom up: every token a cluster, then N - K times the two nearest clusters become one. No start, no rounds.
+    """Bottom up: every token a cluster, then N - K times the two nearest clusters become one. No init, no iterations.
 
     Args:
         d: (B, N, N) distances, symmetric. mass: (B, N) how many tokens each is: a cluster's size is their sum.
@@ -178,7 +162,7 @@ def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tup
     """
     B, N, _ = d.shape
     head = everyone = torch.arange(N, device=d.device).expand(B, -1)
-    size = mass.clamp(min=1e-9)                             # who stands for nobody still merges
+    size = mass.clamp(min=1e-9)                             # tokens with zero mass still merge
     one, other = size[:, :, None], size[:, None, :]
     gap = (d * (one * other / (one + other)) if linkage == "ward" else d).nan_to_num(_FAR, _FAR)
     gap = gap.masked_fill(torch.eye(N, dtype=torch.bool, device=d.device), torch.inf)
@@ -206,7 +190,7 @@ def _linked(linkage: str, to_i: Tensor, to_j: Tensor, si: Tensor, sj: Tensor, si
     return ((si + size) * to_i + (sj + size) * to_j - size * between) / (si + sj + size)
 
 
-# ---- where to start ----
+# ---- inits ----
 
 def top_k(weights: Tensor, k: int) -> Tensor:
     """The k tokens of highest score, (B, N) -> (B, k); the first of equals wins, on every device."""
@@ -215,7 +199,7 @@ def top_k(weights: Tensor, k: int) -> Tensor:
 
 def random_k(noise: Tensor, k: int, batch: int) -> Tensor:
     """k distinct tokens, each as likely as any other: the order of N random numbers, one draw for the whole batch,
-    so that an image's answer does not depend on its companions."""
+    so that an image's answer does not depend on the other images."""
     return noise.argsort(stable=True)[:k].expand(batch, -1)
 
 

@@ -1,11 +1,11 @@
-"""What others do to have fewer tokens: ToMe, PiToMe, EViT, ATS, DPC-KNN, agglomerative clustering.
+"""Published methods that reduce tokens: ToMe, PiToMe, EViT, ATS, DPC-KNN, agglomerative clustering.
 
-Each is written from its paper's description, in the house's terms: whole batches, no gradient, shapes that depend on
-N and K only. Marks: P the paper or its official code, I ours, ? not known. All of them were made to take away a share
-of the tokens inside a block, in several blocks; here each answers the same question, K of N.
+Each is written from its paper's description, for whole batches, without gradient, with shapes that depend on N and K
+only. Marks: P the paper or its official code, I ours, ? not known. The originals remove a share of the tokens inside
+a block, in several blocks; here each solves the same task: K tokens of N.
 
 Letters: B images, N tokens in, K out, D features in which tokens are compared (the tokens themselves, or keys).
-A merging returns labels (B, N), who goes where, and indices (B, K), one of the N to stand for each of the K.
+A merging returns labels (B, N), where each token goes, and indices (B, K), the input token at each one's place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenpool.core import clustering
 
 Merge = tuple[Tensor, Tensor]               # labels (B, N), indices (B, K)
 NEIGHBOURS = 5                              # DPC-KNN's k (P, TCFormer)
-MARGIN = 0.5                                # PiToMe's, where no depth is known (P, default of its code)
+MARGIN = 0.5                                # PiToMe's, where the depth is not known (P, default of its code)
 
 
 # ---- matching in two halves: ToMe and PiToMe ----
@@ -28,8 +28,8 @@ MARGIN = 0.5                                # PiToMe's, where no depth is known 
 def tome(f: Tensor, k: int, mass: Tensor) -> Merge:
     """Bipartite soft matching (Bolya et al. 2023, "Token Merging: Your ViT But Faster"; P).
 
-    Tokens are dealt out alternately to A and B; every token of A points at the most similar one of B (cosine), and
-    the N - K most similar pairs are merged. At most half of the tokens can go that way. More are taken away in
+    Tokens are assigned alternately to A and B; every token of A points at the most similar one of B (cosine), and
+    the N - K most similar pairs are merged. That removes at most half of the tokens. More are removed in
     rounds of at most half each, the features of merged tokens averaged by size in between (I: ToMe itself does not,
     its code cuts r down silently).
 
@@ -52,8 +52,8 @@ def tome_macs(n: int, k: int, d: int) -> int:
 def pitome(f: Tensor, k: int, mass: Tensor, depth: float | None = None) -> Merge:
     """Energy-ordered matching (Tran et al. 2024, "Accelerating Transformers with Spectrum-Preserving Token Merging").
 
-    A token's energy is the mean over all tokens of ELU(cosine - margin): high where it has many alike (P, code). The
-    2 (N - K) tokens of highest energy are merged, the others are protected. In order of energy they are dealt out
+    A token's energy is the mean over all tokens of ELU(cosine - margin): high where many are similar (P, code). The
+    2 (N - K) tokens of highest energy are merged, the others are protected. In order of energy they are assigned
     alternately to A and B, and every token of A joins the most similar one of B (P). Rounds as in `tome` (I).
 
     Args:
@@ -87,7 +87,7 @@ def _join(f: Tensor, go: Tensor, into: Tensor) -> Merge:
 
 
 def _numbered(head: Tensor, stays: Tensor, k: int) -> Merge:
-    """Each token's head (a token that stays) and 0/1 who stays, exactly k a row -> labels 0..k-1 and the k tokens."""
+    """Each token's head (a token that stays), and 1 for tokens that stay, k per row -> labels 0..k-1, the k tokens."""
     return (stays.cumsum(1) - 1).gather(1, head), stays.argsort(dim=1, descending=True, stable=True)[:, :k]
 
 
@@ -123,11 +123,11 @@ def evit(weights: Tensor, k: int) -> Merge:
 
     The fused token comes last. It is the others' mean weighted by the score; in the paper the weights are not scaled
     to sum to one, so their sum is a short vector (P). Here they are (I): the result then does not depend on the
-    score's scale. In an average by score, a token without any has no say.
+    score's scale. A token with zero score does not contribute.
     """
     kept = clustering.top_k(weights, k)
     first = kept[:, :k - 1].sort(1).values
-    indices = torch.cat((first, kept[:, k - 1:]), 1)                         # the best of the rest stands for them
+    indices = torch.cat((first, kept[:, k - 1:]), 1)                         # fused: in the place of the best
     labels = torch.full_like(weights, k - 1, dtype=torch.int64)
     return labels.scatter(1, first, torch.arange(k - 1, device=weights.device).expand(weights.shape[0], -1)), indices
 
@@ -137,9 +137,9 @@ def ats(weights: Tensor, k: int) -> Tensor:
 
     Tokens in order of rising score share the interval from 0 to 1 in proportion to it; k evenly spaced points,
     (2i - 1) / 2k, pick the tokens they fall on (P: rising order and fixed points; the code's points run from the first
-    token's share to 1, these are from memory of the paper: ?). A token picked twice is kept once. ATS then goes on
-    with fewer tokens; here the seats that are left go to the highest scores not picked, so that shapes are the same
-    for all images.
+    token's share to 1, these are from memory of the paper: ?). A token picked twice is kept once. ATS then continues
+    with fewer tokens; here the free places go to the highest scores not picked, so that shapes are the same for all
+    images.
 
     Returns:
         indices (B, k) in their original order, all different.
@@ -154,16 +154,16 @@ def ats(weights: Tensor, k: int) -> Tensor:
     return falling.gather(1, seats).sort(1).values
 
 
-# ---- clustering in one go ----
+# ---- clustering in one step ----
 
 def dpc_knn(d: Tensor, k: int, channels: int) -> Merge:
     """Density peaks (TCFormer, Zeng et al. 2022; P, its code): a centre is dense and far from anything denser.
 
     density = exp(-mean squared distance to the 5 nearest, itself among them); score = density x distance to the
-    nearest denser token, for the densest: to the farthest of all. The k highest are centres, every other token goes
-    to the nearest. The mean is plain: TCFormer's learned score per token needs training. Of equally dense tokens the
-    first counts as denser, where the original adds unseeded noise (I). Worked out in logarithms, so that nothing
-    underflows where tokens lie far apart.
+    nearest denser token, for the densest: to the farthest of all. The k highest are centres, every other token joins
+    the nearest. The mean is plain: TCFormer's learned score per token needs training. Of equally dense tokens the
+    first counts as denser, where the original adds unseeded noise (I). Computed in logarithms, so that nothing
+    underflows where tokens are far apart.
 
     Args:
         d: (B, N, N) squared distances. channels: D; distances are divided by sqrt(D) (P).

@@ -1,9 +1,10 @@
 """How many tokens to keep after each block: K = [K_1 .. K_L], patch tokens only (class and register tokens stay).
 
 K is the same for every image, so shapes are static (paper; S). The paper finds it with PoWER-BERT's soft masks;
-`from_soft_masks` reads those. Without a search, a geometric series is the plain choice: `geometric`, and
-`for_saving`, which finds the series that meets a cost budget. `by_error` finds the K that lose least within a budget,
-from what each block loses at each K; it needs no training and no labels (I: neither the paper nor PoWER-BERT has it).
+`from_soft_masks` reads those. Without a search, a geometric series is the simple choice: `geometric`, and
+`for_saving`, which finds the series that meets a cost budget. `by_error` finds the K with the least loss within a
+budget, from the loss of each block at each K; it needs no training and no labels (I: neither the paper nor PoWER-BERT
+has it).
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import numpy as np
 
 
 class OutOfReach(ValueError):
-    """A budget that no schedule meets: too large, or the clustering costs more than is saved."""
+    """A saving that no schedule reaches: too large, or the clustering costs more than it saves."""
 
 
 def check_schedule(schedule: Sequence[int], depth: int, n: int, prefix: int = 0) -> tuple[int, ...]:
-    """A schedule as a tuple; a ValueError with what came, what is allowed and what to type where it is not one.
+    """A schedule as a tuple; otherwise a ValueError with what was passed, what is allowed and what to type.
 
     Args:
         depth: number of blocks. n: patch tokens of the model. prefix: tokens that are never pooled.
     """
     if isinstance(schedule, str) or not isinstance(schedule, Sequence):
-        raise ValueError(f"A schedule is a list with the tokens to keep after each block; {schedule!r} came. "
+        raise ValueError(f"A schedule is a list with the tokens to keep after each block. Got {schedule!r}. "
                          f"For this model: schedule=[...] with {depth} numbers, or keep=0.9, or saving=0.42.")
     ks = tuple(schedule)
     if len(ks) != depth:
@@ -42,8 +43,8 @@ def check_schedule(schedule: Sequence[int], depth: int, n: int, prefix: int = 0)
                            f"token{'s are' if prefix > 1 else ' is'} kept)" if prefix else f"{n} there are")
             raise ValueError(f"schedule[{block}] = {k} asks for more tokens than the {prefix_note}. Use k <= {n}.")
         if k > before:
-            raise ValueError(f"The schedule rises from {before} to {k} at schedule[{block}]; tokens that are gone do "
-                             f"not come back. Use numbers that stay equal or fall.")
+            raise ValueError(f"The schedule rises from {before} to {k} at schedule[{block}]; removed tokens "
+                             f"do not come back. Use numbers that stay equal or fall.")
         before = k
     return ks
 
@@ -51,7 +52,7 @@ def check_schedule(schedule: Sequence[int], depth: int, n: int, prefix: int = 0)
 def geometric(n: int, depth: int, keep: float) -> tuple[int, ...]:
     """Keep the share `keep` of the tokens after each block but the last: round(n * keep^l), at least 1.
 
-    Nothing is pooled after the last block: a class-token head would not notice, and it would save nothing.
+    Nothing is pooled after the last block: it would save nothing, and a class-token head would not see it.
 
     >>> geometric(196, 12, 0.9)
     (176, 159, 143, 129, 116, 104, 94, 84, 76, 68, 62, 62)
@@ -94,7 +95,7 @@ def for_saving(saving: float, n: int, depth: int, macs: Callable[[Sequence[int]]
     best = min((geometric(n, depth, max(rate, 1e-9)) for rate in (low, high)), key=lambda ks: abs(macs(ks) - target))
     if abs(macs(best) - target) > 0.01 * plain:
         raise OutOfReach(f"No geometric schedule saves {saving:.0%}: the nearest saves {1 - macs(best) / plain:.1%}, "
-                         "because the clustering itself costs more than a few tokens less save. "
+                         "because the clustering itself costs more than dropping a few tokens saves. "
                          "Use a larger saving, a cheaper method, or give schedule=[...].")
     return best
 
@@ -133,10 +134,10 @@ def levels(n: int, rate: float) -> tuple[int, ...]:
 
 
 def between(curve: Mapping[int, float], ks: Sequence[int]) -> dict[int, float]:
-    """A measured curve K -> error, made never to fall as K falls, and read off at other K.
+    """A measured curve K -> error, made monotone (it never falls as K falls), interpolated at other K.
 
-    Straight in log K and log error, for errors fall like a power of K; straight in the error itself next to an error
-    of 0. A curve straight in the error everywhere would make the K that were measured look better than the rest.
+    Linear in log K and log error, because errors fall like a power of K; linear in the error itself next to an error
+    of 0. A curve linear in the error everywhere would make the measured K look better than those between.
 
     >>> between({16: 0.0, 8: 0.25, 4: 1.0, 2: 1.0, 1: 4.0}, [16, 8, 4, 2, 1])
     {16: 0.0, 8: 0.25, 4: 1.0, 2: 1.0, 1: 4.0}
@@ -155,10 +156,10 @@ def between(curve: Mapping[int, float], ks: Sequence[int]) -> dict[int, float]:
 
 def by_error(errors: Sequence[Mapping[int, float]], cost: Callable[[int, int, int], int], budget: int,
              bins: int = 4096) -> tuple[int, ...]:
-    """The schedule that loses least within a cost budget: exact, by dynamic programming.
+    """The schedule with the least loss within a cost budget: exact, by dynamic programming.
 
-    What block l loses by going from n tokens to k is errors[l][k] - errors[l][n], and the losses of all blocks are
-    added up (I). Behind the last block nothing is pooled: it would save nothing.
+    Going from n tokens to k in block l loses errors[l][k] - errors[l][n], and the losses of all blocks add up (I).
+    Nothing is pooled after the last block: it would save nothing.
 
     Args:
         errors: for each block but the last, error by number of tokens kept there: the same numbers of tokens for all
@@ -178,14 +179,14 @@ def by_error(errors: Sequence[Mapping[int, float]], cost: Callable[[int, int, in
     """
     ks = sorted(errors[0], reverse=True)
     if any(sorted(curve, reverse=True) != ks for curve in errors):
-        raise ValueError("The error curves do not name the same numbers of tokens. Measure all blocks at the same K.")
+        raise ValueError("The error curves do not have the same numbers of tokens. Measure all blocks at the same K.")
     unit = max(1, -(-budget // bins))
     width = max(budget, 0) // unit
     depth = len(errors) + 1
     # least[i, w]: smallest loss of all ways to have ks[i] tokens here at a cost of w or less
     least = np.full((len(ks), width + 1), np.inf)
     least[0] = 0.0
-    came_from: list[np.ndarray] = []
+    origins: list[np.ndarray] = []
     price: list[np.ndarray] = []
     for block in range(depth):
         last = block == depth - 1
@@ -202,7 +203,7 @@ def by_error(errors: Sequence[Mapping[int, float]], cost: Callable[[int, int, in
                 new[j, w:][better] = loss[better]
                 origin[j, w:][better] = i
         least = new
-        came_from.append(origin)
+        origins.append(origin)
         price.append(spent)
     at, w = int(least[:, width].argmin()), width
     if not np.isfinite(least[at, width]):
@@ -210,7 +211,7 @@ def by_error(errors: Sequence[Mapping[int, float]], cost: Callable[[int, int, in
         raise OutOfReach(f"A budget of {budget} multiply-adds cannot be met: one token after the first block still "
                          f"costs {smallest}. Use a smaller saving.")
     found = []
-    for origin, spent in zip(reversed(came_from), reversed(price), strict=True):
+    for origin, spent in zip(reversed(origins), reversed(price), strict=True):
         before = int(origin[at, w])
         found.append(ks[at])
         w -= int(spent[before, at])

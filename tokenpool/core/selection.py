@@ -1,7 +1,7 @@
-"""What the paper compares with: keep K tokens by a score or by chance, or average over a grid.
+"""The paper's baselines: keep K tokens by score or at random, or average over a grid.
 
-Nothing here looks for redundancy. The selections return which tokens stay; `stand_ins` then gives every other token
-its nearest kept one, so that a selection can be judged by the same reconstruction error as a clustering.
+None of them looks for redundancy. The selections return which tokens stay; `nearest_labels` then assigns every other
+token to the nearest kept one, so that a selection is measured by the same reconstruction error as a clustering.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def keep_top_k(k: int, weights: Tensor) -> Tensor:
 
 
 def keep_random(k: int, batch: int, noise: Tensor) -> Tensor:
-    """K tokens by chance, without replacement (the paper does not say; I). Returns (B, K) indices."""
+    """K random tokens, without replacement (the paper does not say; I). Returns (B, K) indices."""
     return random_k(noise, k, batch).sort(1).values
 
 
 def keep_importance(k: int, weights: Tensor, noise: Tensor) -> Tensor:
-    """K different tokens by chance, in proportion to their score (the paper does not say with or without; I).
+    """K different random tokens, in proportion to their score (the paper does not say with or without; I).
 
     Drawing one after the other without replacement equals taking the K largest of log w + Gumbel noise.
     """
@@ -34,20 +34,20 @@ def keep_importance(k: int, weights: Tensor, noise: Tensor) -> Tensor:
 
 
 def keep_importance_with_replacement(k: int, weights: Tensor, noise: Tensor) -> Tensor:
-    """K independent draws in proportion to the score; a token drawn twice takes two seats.
+    """K independent draws in proportion to the score; a token drawn twice is returned twice.
 
-    The second seat stands for nobody (count 0): where counts are carried it drops out of all later attention, which
-    is de-duplication without a change of shape.
+    The second copy represents no token (count 0): where counts are carried it drops out of all later attention, which
+    removes duplicates without a change of shape.
     """
     total = weights.cumsum(1)
     aim = noise[:k].sort().values * total[:, -1:]                         # (B, K)
     return torch.searchsorted(total, aim, right=True).clamp(max=weights.shape[1] - 1)
 
 
-def stand_ins(x: Tensor, indices: Tensor) -> Tensor:
+def nearest_labels(x: Tensor, indices: Tensor) -> Tensor:
     """The nearest kept token of every token: x (B, N, C) centred, indices (B, K) -> labels (B, N).
 
-    A kept token stands in for itself, also where a copy of it is kept too. Cost: N K C multiply-adds.
+    A kept token represents itself, also where a copy of it is kept. Cost: N K C multiply-adds.
     """
     d = squared_distances(x, take(x, indices))
     return d.masked_fill(members(indices, x.shape[1]).mT, -1.0).argmin(2)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tokenpool.models  # noqa: F401  timm then knows pebbles_vit
-from tokenpool.core.methods import one_of
+from tokenpool.core.checks import one_of
 
 SHIPPED = "pebbles_vit"
 

@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenpool.core.methods import INITS, INITS_THAT_DRAW, METHODS, METHODS_THAT_DRAW, one_of
+from tokenpool.core.checks import one_of
+from tokenpool.core.methods import INITS, METHODS
+from tokenpool.core.pooling import Pooling
 from tokenpool.core.schedule import OutOfReach
 from tokenpool.data.datasets import Images
 from tokenpool.data.weights import fingerprint
 from tokenpool.measure.rows import Results, Row, key_of, pack, provenance, wilson
-from tokenpool.models.vit import PooledViT, macs
+from tokenpool.models.model_cost import macs
+from tokenpool.models.vit import PooledViT
 
 _CACHED = 10_000             # images kept in memory between settings
 BUDGETS = (0.2, 0.3, 0.42, 0.5, 0.6, 0.7)
@@ -67,7 +70,7 @@ def settings(figures: Iterable[str] = PAPERS_FIGURES, methods: Sequence[str] | N
                 starts = (tuple(INITS) if figure == "6" or method == "wk_medoids" else ("top_k", "farthest_first")) \
                     if METHODS[method].kind == "clustering" else ("",)
                 for init in starts:
-                    draws = method in METHODS_THAT_DRAW or init in INITS_THAT_DRAW
+                    draws = Pooling(method, init or None).draws
                     for budget in budgets:
                         for seed in range(seeds if draws else 1):
                             wanted[Setting(method, init, counts, budget, seed)] = None

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from tokenpool.core import kernels
-from tokenpool.core.methods import METHODS, one_of
+from tokenpool.core.checks import one_of
+from tokenpool.core.methods import METHODS
 from tokenpool.data.files import replace_file
 from tokenpool.measure import memory
 from tokenpool.measure.accuracy import device_name

@@ -31,8 +31,9 @@ from tokenpool.data.weights import fingerprint
 from tokenpool.measure.accuracy import Batches, check_wanted, device_name, read_once
 from tokenpool.measure.bench import Item, Stopwatch, in_turns, quartiles, waiter
 from tokenpool.measure.rows import Results, key_of, pack, provenance, wilson
+from tokenpool.models.model_cost import macs
 from tokenpool.models.published import NAMED_METHODS, NamedMethod
-from tokenpool.models.vit import PooledViT, macs
+from tokenpool.models.vit import PooledViT
 
 BUDGETS = (0.3, 0.42, 0.5, 0.6, 0.7, 0.8)
 FAIR = {"macs": "equal multiply-adds", "time": "equal measured time"}

@@ -28,8 +28,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from tokenpool.core.checks import one_of
 from tokenpool.core.clustering import take
-from tokenpool.core.methods import METHODS, METHODS_THAT_DRAW, one_of
+from tokenpool.core.methods import METHODS
 from tokenpool.core.schedule import OutOfReach
 from tokenpool.data.datasets import TEST_SEED, scale
 from tokenpool.data.files import replace_file
@@ -37,8 +38,9 @@ from tokenpool.data.pebbles import CLASSES, MATERIALS, REGIONS, Pebbles
 from tokenpool.data.weights import SHIPPED, fingerprint
 from tokenpool.measure.accuracy import Setting, check_wanted, device_name
 from tokenpool.measure.rows import key_of, provenance
+from tokenpool.models.model_cost import macs
 from tokenpool.models.published import NAMED, options_of
-from tokenpool.models.vit import PooledViT, macs
+from tokenpool.models.vit import PooledViT
 
 #: what a pixel can be -> names of its classes
 TRUTHS = {"regions": REGIONS, "materials": ("ground", *MATERIALS)}
@@ -252,7 +254,8 @@ def settings(methods: Sequence[str] = COMPARED, budgets: Sequence[float] = BUDGE
     check_wanted([m for m in methods if m not in NAMED], budgets, seeds)
     return [Setting("plain", "", False, 0.0, 0)] + [
         Setting(method, init, counts, budget, seed) for budget in budgets for method in methods
-        for init, counts in _ways(method, starts) for seed in range(seeds if method in METHODS_THAT_DRAW else 1)]
+        for init, counts in _ways(method, starts)
+        for seed in range(seeds if method in METHODS and METHODS[method].draws else 1)]
 
 
 def _ways(method: str, starts: Sequence[str]) -> list[tuple[str, bool]]:

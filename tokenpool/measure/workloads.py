@@ -19,14 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from tokenpool.core import cost
-from tokenpool.core.methods import METHODS, Pooling
+from tokenpool.core.methods import METHODS
+from tokenpool.core.pooling import Pooling
 from tokenpool.core.schedule import OutOfReach
 from tokenpool.core.selection import grid_positions
 from tokenpool.data.weights import load_model
 from tokenpool.measure.bench import DTYPES, Built, Group, Item, Options, Run
 from tokenpool.models import attention as scored
+from tokenpool.models.model_cost import macs, model_shape
 from tokenpool.models.published import NAMED, options_of
-from tokenpool.models.vit import PooledViT, _State, macs, model_shape
+from tokenpool.models.vit import PooledViT, State
 
 CLUSTERINGS = tuple(name for name, method in METHODS.items() if method.kind == "clustering")
 #: whole models: (method or contender, start, carried counts)
@@ -156,7 +158,7 @@ def _build_steps(group: Group, options: Options) -> Built:
 
     def scoring() -> Tensor:
         wanted = scored.Wanted("received", prefix, options.kernel or "auto")
-        return scored.block_seen(block, x, None, None, wanted)[1].score
+        return scored.run_block(block, x, None, None, wanted)[1].score
 
     def pooling(item: Item) -> Run:
         way = Pooling(item.name, item.init or None, **options.chosen_kernel)
@@ -171,7 +173,7 @@ def _build_steps(group: Group, options: Options) -> Built:
         # a schedule that pools after the first block; the step is given its own number of tokens
         k0 = min(item.kept, vit.patch_embed.num_patches - 1)
         pooled = PooledViT(vit, [k0] * len(vit.blocks), method="wk_medoids", init=item.init, **options.chosen_kernel)
-        return lambda: pooled._block_and_pool(block, x, None, item.kept, noise, _State(grid), False)
+        return lambda: pooled.step(State(x, grid, (item.kept,), noise[None]))
 
     whole = _block_macs(vit, n)
     runs, shares = {}, {}

@@ -1,10 +1,10 @@
-"""The significance score, and the one attention forward that can report it.
+"""The significance score, and one attention forward that can report it.
 
 A token's score is the attention it receives from all others (PoWER-BERT; P). timm's fused attention never forms the
-attention matrix, so a block that pools by score runs `block_with_score`: timm's own modules in timm's own order, with
+attention matrix, so a block that pools by score runs `run_block`: timm's own modules in timm's own order, with
 `attend_and_score` in the middle, which never holds more of the matrix than fits a cache. A test holds it equal to
-timm's block for every block type below; any other type is refused. Blocks that need no score keep fused attention:
-most are timm's own forward, those that must be stopped in the middle or asked for their keys come here all the same.
+timm's block for every block type below; supported.py refuses all others. Blocks that need no score keep fused
+attention: most are timm's own forward; those that pool between attention and MLP, or need their keys, run here too.
 """
 
 from __future__ import annotations
@@ -14,28 +14,34 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import Attention, AttentionRope, DiffAttention, apply_rot_embed_cat
+from timm.layers import Attention, DiffAttention, apply_rot_embed_cat
 from timm.models import eva as timm_eva
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
 from tokenpool.core import kernels
 
+TWO_HALVES = (timm_vit.Block, timm_vit.ResPostBlock, timm_vit.ParallelThingsBlock,
+              timm_eva.EvaBlock, timm_eva.EvaBlockPostNorm)
+ONE_PIECE = (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)
+
 
 class Score(NamedTuple):
+    description: str
     per_head: Callable[[Tensor], Tensor]    # attention (batch, heads, queries, keys) -> (batch, heads, keys)
-    queries: int | None                     # how many of the queries it looks at, from the first on; None: all
-    story: str
+    queries: int | None = None              # how many of the queries it uses, from the first on; None: all
+    with_self: bool = True                  # whether a token's attention to itself counts
+    values: bool = False                    # whether it is multiplied by the length of a token's values
 
 
 SCORES = {
-    "received": Score(lambda a: a.sum(2) - a.diagonal(dim1=2, dim2=3), None,
-                      "attention received from all other tokens, averaged over heads (PoWER-BERT's code; P)"),
-    "received_with_self": Score(lambda a: a.sum(2), None,
-                                "the same, with the attention a token pays to itself (TokenReduction's code; P)"),
-    "class_token": Score(lambda a: a[:, :, 0], 1, "attention received from the class token (EViT; P)"),
-    "class_token_values": Score(lambda a: a[:, :, 0], 1,
-                                "the same, times the length of a token's value, all heads together (ATS; P)"),
+    "received": Score("attention received from all other tokens, averaged over heads (PoWER-BERT's code; P)",
+                      lambda a: a.sum(2) - a.diagonal(dim1=2, dim2=3), with_self=False),
+    "received_with_self": Score("the same, with the attention a token pays to itself (TokenReduction's code; P)",
+                                lambda a: a.sum(2)),
+    "class_token": Score("attention received from the class token (EViT; P)", lambda a: a[:, :, 0], queries=1),
+    "class_token_values": Score("the same, times the length of a token's value, all heads together (ATS; P)",
+                                lambda a: a[:, :, 0], queries=1, values=True),
 }
 
 
@@ -58,21 +64,21 @@ def significance(attention: Tensor, prefix: int = 1, kind: str = "received", val
 def _over_heads(per_head: Tensor, prefix: int, kind: str, values: Tensor | None) -> Tensor:
     """(B, heads, N) -> (B, N - prefix)."""
     score = per_head.mean(1)[:, prefix:]
-    if kind == "class_token_values":
+    if SCORES[kind].values:
         if values is None:
-            raise ValueError("The score 'class_token_values' needs values=, the attention's values; none came. "
+            raise ValueError(f"The score {kind!r} needs values=, the attention's values. "
                              "Use 'class_token' where there are none.")
         score = score * values[:, :, prefix:].float().square().sum((1, 3)).sqrt()
     return score
 
 
 class Wanted(NamedTuple):
-    """What is to be read off a block's attention."""
+    """What to report of a block's attention."""
 
-    kind: str | None                # a name of `SCORES`; None: nothing, and attention stays fused where it can
+    kind: str | None                # a name of `SCORES`; None: no score, and attention stays fused where possible
     prefix: int
     kernel: str = "auto"            # see tokenpool.core.kernels
-    keys: bool = False              # whether keys and values are wanted too: they keep their memory while the MLP runs
+    keys: bool = False              # report keys and values too: they keep their memory while the MLP runs
 
     def of(self, attention: Tensor, values: Tensor) -> Tensor | None:
         """The score, in float32 and without gradient."""
@@ -81,50 +87,35 @@ class Wanted(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a block's attention lets us see."""
+    """What a block reports of its attention."""
 
-    attention: Tensor | None        # (B, heads, N, N); None where something else was wanted
+    attention: Tensor | None        # (B, heads, N, N); None where only parts were wanted
     score: Tensor | None            # (B, N - prefix), where it was wanted
     keys: Tensor | None             # (B, key heads, N, head_dim), normalised where the model does, before rotation
     values: Tensor | None           # (B, key heads, N, head_dim)
 
 
-def block_with_score(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None
-                     ) -> tuple[Tensor, Tensor]:
-    """A whole block: tokens (B, N, C) -> tokens after it and its attention (B, heads, N, N)."""
-    x, seen = block_seen(block, x, rope, bias)
-    assert seen.attention is not None
-    return x, seen.attention
-
-
-def block_seen(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, wanted: Wanted | None = None
-               ) -> tuple[Tensor, Seen]:
-    """A whole block, and what can be seen of its attention.
+def run_block(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, wanted: Wanted | None = None
+              ) -> tuple[Tensor, Seen]:
+    """A whole block: tokens (B, N, C) -> tokens after it, and what it reports of its attention.
 
     Args:
-        wanted: None: the whole matrix.
+        rope: rotary embedding, or None. bias: (B, 1, 1, N) added to the logits, or None.
+        wanted: None: the whole attention matrix, keys and values.
     """
-    if isinstance(block, (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)):
+    if isinstance(block, ONE_PIECE):
         return _parallel_scaling(block, x, bias, wanted)
-    x, seen = half_seen(block, x, rope, bias, wanted=wanted)
+    x, seen = attention_half(block, x, rope, bias, wanted=wanted)
     return mlp_half(block, x), seen
 
 
-def attention_half(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None,
-                   visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The first half of a block: x + attention(x), and the attention matrix.
+def attention_half(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, visible: Tensor | None = None,
+                   wanted: Wanted | None = None) -> tuple[Tensor, Seen]:
+    """The first half of a block, x + attention(x), and what it reports; arguments as for `run_block`.
 
     Args:
-        visible: (B, N) 0 or 1, with gradient: a token that is not visible is attended to by itself only.
+        visible: (B, N) 0 or 1, with gradient: only the token itself attends to a token that is not visible.
     """
-    x, seen = half_seen(block, x, rope, bias, visible)
-    assert seen.attention is not None
-    return x, seen.attention
-
-
-def half_seen(block: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None, visible: Tensor | None = None,
-              wanted: Wanted | None = None) -> tuple[Tensor, Seen]:
-    """The first half of a block, and what can be seen of its attention; arguments as above."""
     if isinstance(block, timm_vit.ParallelThingsBlock):
         branches: Any = block.attns
         parts = [_attend(a.attn, a.norm(x), rope, bias, visible, wanted) for a in branches]
@@ -208,27 +199,11 @@ def normalise_qk(vit: Any, reading: str = "r1", learned: bool = True) -> Any:
     return vit
 
 
-TWO_HALVES = (timm_vit.Block, timm_vit.ResPostBlock, timm_vit.ParallelThingsBlock,
-              timm_eva.EvaBlock, timm_eva.EvaBlockPostNorm)
-ONE_PIECE = (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)
-ATTENTIONS = (Attention, AttentionRope, timm_eva.EvaAttention, DiffAttention)
-
-
 def attentions(block: Any) -> list[Any]:
     """The attention modules of a block; a block in one piece is its own."""
     if isinstance(block, timm_vit.ParallelThingsBlock):
         return [a.attn for a in block.attns]
     return [block] if isinstance(block, ONE_PIECE) else [block.attn]
-
-
-def why_not(block: Any) -> str | None:
-    """Why a block cannot be pooled, or None. Exact types: a subclass may compute something else."""
-    if type(block) not in TWO_HALVES + ONE_PIECE:
-        return f"its blocks are of type {type(block).__name__}"
-    for attn in attentions(block):
-        if type(attn) not in ATTENTIONS + ONE_PIECE:
-            return f"its attention is of type {type(attn).__name__}"
-    return None
 
 
 # ---- timm's attention modules, with the matrix in the open ----
@@ -271,17 +246,14 @@ def _project(attn: Any, x: Tensor, y: Tensor) -> Tensor:
 
 # ---- attention and its score, without the whole matrix ----
 
-_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}     # entries of the matrix held at a time: 4 MB, 256 MB
-
-
 def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, wanted: Wanted,
                      values: Tensor | None = None, drop: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
     """softmax(q k' * scale + bias) v, (B, heads, N, head_dim), and the score of its attention, (B, N - prefix).
 
-    Three ways to the same numbers. Where the class token is the only judge, its row is formed in the open and all the
-    others stay fused. On a GPU, and with gradient, attention is fused, and the matrix is formed a second time, piece by
-    piece, for the score alone. Else (a CPU that infers) it is formed once, piece by piece, for both: cheaper than fused
-    attention and a second look.
+    Three ways to the same numbers. Where the score needs the class token's attention only, its row is computed openly
+    and all others stay fused. On a GPU, and with gradient, attention is fused, and the matrix is computed a second
+    time, in pieces, for the score alone. Otherwise (inference on a CPU) it is computed once, in pieces, for both: that
+    is cheaper than fused attention and a second pass.
 
     Args:
         q, k, v: (B, heads, N, head_dim). bias: (B, 1, 1, N) or None. values: v before it was repeated for groups of
@@ -307,7 +279,7 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
         with torch.no_grad():
             received = getattr(kernels.pick(wanted.kernel, q.device), "received", None)
             if received is not None:
-                seen = received(q, k, scale, bias, wanted.kind == "received_with_self")
+                seen = received(q, k, scale, bias, score.with_self)
             else:
                 seen = _in_pieces(q, k, None, scale, bias, score.per_head)[1]
     return y, _over_heads(seen.detach(), wanted.prefix, wanted.kind, values if values is None else values.detach())
@@ -316,25 +288,24 @@ def attend_and_score(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor
 def _in_pieces(q: Tensor, k: Tensor, v: Tensor | None, scale: float, bias: Tensor | None,
                per_head: Callable[[Tensor], Tensor]) -> tuple[Any, Tensor]:
     """Attention of some images, or some heads of one, at a time: the sum of values (B, heads, N, head_dim),
-    where there are values, and what `per_head` says of the matrix. A graph has all of it in one."""
+    where there are values, and what `per_head` says of the matrix. A graph computes all of it at once."""
     B, H, N, _ = q.shape
     if torch.compiler.is_compiling():
         a = _softmax(q, k, scale, bias)
         return None if v is None else a @ v, per_head(a.float())
-    held = max(1, _LOGITS.get(q.device.type, 1 << 20) // N**2)                  # (image, head) pairs at a time
-    heads, images = min(H, held), max(1, held // H)
-    room = q.new_empty(min(B, images) * heads, N, N)                          # of every piece: its memory stays warm
     # tokens first in memory, as the projection that follows wants them
     y = None if v is None else v.new_empty(B, N, H, v.shape[-1]).transpose(1, 2)
     seen = q.new_empty(B, H, N, dtype=torch.float32)
-    for b in range(0, B, images):
-        for h in range(0, H, heads):
-            part = (slice(b, b + images), slice(h, h + heads))
+    room = None                                              # the memory of every piece: it stays warm
+    for images in kernels.pieces(B, H * N**2, q.device):
+        for heads in kernels.pieces(H, N**2, q.device):
+            part = (images, heads)
             left, right = q[part].flatten(0, 1), k[part].flatten(0, 1)
+            room = q.new_empty(len(left), N, N) if room is None else room
             a = torch.baddbmm(room[:len(left)], left, right.mT, beta=0, alpha=scale, out=room[:len(left)])
             a = a.view(*q[part].shape[:2], N, N)
             if bias is not None:
-                a += bias[b:b + images]
+                a += bias[images]
             torch.softmax(a, -1, out=a)
             if y is not None and v is not None:
                 y[part] = a @ v[part]

@@ -1,7 +1,7 @@
-"""Rivals that have weights of their own: convolution on the grid, DynamicViT, and the patch merger.
+"""Baselines with weights of their own: convolution on the grid, DynamicViT, and the patch merger.
 
-All hold a timm ViT and share its parameters, as `PooledViT` does, and all really have fewer tokens at test time. The
-methods without weights (random, importance, top-K, clustering, ToMe, ...) are in methods.py.
+All hold a timm ViT and share its parameters, as `PooledViT` does, and all compute with fewer tokens at test time. The
+methods without weights (random, importance, top-K, clustering, ToMe, ...) are in core/methods.py.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from torch import Tensor, nn
 from tokenpool.core.clustering import take, top_k
 from tokenpool.core.cost import Cost, count_macs
 from tokenpool.models.attention import TWO_HALVES, attention_half, mlp_half
-from tokenpool.models.vit import PooledViT, model_shape
+from tokenpool.models.model_cost import model_shape
+from tokenpool.models.supported import refuse_unsupported
 
 T = TypeVar("T")
 
 
 class _Staged(nn.Module):
-    """A ViT whose tokens become fewer at a few places."""
+    """A ViT that reduces its tokens after or before a few blocks."""
 
     vit: Any
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: Any) -> None:
         super().__init__()
-        PooledViT(vit)                                     # refuses what has no plain stack of blocks
+        refuse_unsupported(vit)
         if not isinstance(vit, VisionTransformer) or type(vit.blocks[0]) not in TWO_HALVES:
             raise ValueError(f"{type(self).__name__} needs a ViT with absolute positions and attention followed by an "
-                             f"MLP; {type(vit).__name__} with {type(vit.blocks[0]).__name__} came.")
+                             f"MLP. Got {type(vit).__name__} with {type(vit.blocks[0]).__name__}.")
         self.vit = vit
 
     @property
@@ -52,7 +53,7 @@ class _Staged(nn.Module):
         return count_macs(model_shape(self.vit), self.schedule, self._step_macs)
 
     def _nearest(self, saving: float, candidates: Iterable[T], tokens: Callable[[T], Sequence[int]]) -> tuple[T, float]:
-        """The candidate whose cost comes nearest to (1 - saving) of the plain model's, and what it really saves."""
+        """The candidate whose cost is nearest to (1 - saving) of the plain model's, and its actual saving."""
         if not 0 < saving < 1:
             raise ValueError(f"saving={saving} is not a share of the computations. Use a number such as 0.42.")
         shape = model_shape(self.vit)
@@ -79,15 +80,15 @@ class _Staged(nn.Module):
 
 
 class ConvolutionViT(_Staged):
-    """Strided convolution on the grid of patches after some blocks; the class token passes by (paper, Fig. 8).
+    """Strided convolution on the grid of patches after some blocks; the class token is left out (paper, Fig. 8).
 
-    Kernel, stride and places are not known (?). Here (I, after PiT): 3 x 3, stride 2, one filter a channel, and it
-    starts as the average of 2 x 2 patches, so that finetuning begins with a model that works.
+    Kernel, stride and places are not known (?). Here (I, after PiT): 3 x 3, stride 2, one filter per channel,
+    initialised as the average of 2 x 2 patches, so that finetuning starts from a model that works.
 
     Args:
         stages: blocks (from 0) after which to halve the grid's sides.
-        saving: in place of `stages`: the places whose cost comes nearest. A grid can only be quartered, so few costs
-            can be had; read the true one off `tokenpool.macs`.
+        saving: in place of `stages`: the places whose cost is nearest. A grid can only be quartered, so few costs
+            are possible; `tokenpool.macs` says the true one.
     """
 
     def __init__(self, vit: nn.Module, stages: Sequence[int] | None = None, *, saving: float | None = None) -> None:
@@ -174,11 +175,11 @@ class Predictor(nn.Module):
 
 
 class _ByShare(_Staged):
-    """Before each of a few blocks the share rho of the tokens goes on: K = int(N rho^s) after the s-th.
+    """Before each of a few blocks the share rho of the tokens is kept: K = int(N rho^s) after the s-th.
 
     Args:
         keep: rho. saving: in its place, share of the cost.
-        stages: blocks (from 0) before which tokens become fewer; None: at a quarter, half and three quarters of the
+        stages: blocks (from 0) before which tokens are dropped; None: at a quarter, half and three quarters of the
             depth (DynamicViT: 3, 6, 9 of 12; P).
     """
 
@@ -220,7 +221,7 @@ class DynamicViT(_ByShare):
     """DynamicViT (Rao et al. 2021; design P, from its code): small networks learn which tokens to drop.
 
     In training no token is removed: a hard Gumbel mask hides dropped tokens from all others, so that shapes stay and
-    gradients flow. At test time the K = int(N rho^s) tokens of highest probability go on, the others are gone.
+    gradients flow. At test time only the K = int(N rho^s) tokens of highest probability are kept.
 
     Args:
         keep: rho, the share of tokens that stays at each of three stages. saving: in its place, share of the cost.
@@ -248,7 +249,7 @@ class DynamicViT(_ByShare):
         return n * Predictor.macs(self.vit.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits; dropped tokens are really gone, in training mode too. The loop trains `forward_with_terms`."""
+        """Logits; dropped tokens are removed, in training mode too. The loop trains `forward_with_terms`."""
         x = self._embed(x)
         prefix = self.vit.num_prefix_tokens
         N = x.shape[1] - prefix
@@ -281,11 +282,11 @@ class DynamicViT(_ByShare):
         terms = {"ratio": self.ratio_weight * torch.stack(off_target).mean()}
         if self.teacher is not None:
             with torch.no_grad():
-                told = self.teacher.forward_features(images)
-                goal = self.teacher.forward_head(told).float().log_softmax(-1)
+                target = self.teacher.forward_features(images)
+                goal = self.teacher.forward_head(target).float().log_softmax(-1)
             terms["teacher_logits"] = 0.5 * F.kl_div(logits.float().log_softmax(-1), goal, reduction="batchmean",
                                                      log_target=True)
-            apart = (x - told)[:, prefix:].float().square().mean(-1)
+            apart = (x - target)[:, prefix:].float().square().mean(-1)
             kept = keep.detach()
             terms["teacher_tokens"] = 0.5 * (apart * kept).sum() / kept.sum().clamp(min=1)
         return logits, terms
@@ -293,11 +294,11 @@ class DynamicViT(_ByShare):
 
 class PatchMergerViT(_ByShare):
     """Patch merger (Renggli et al. 2022, "Learning to Merge Tokens in Vision Transformers"): K learned queries attend
-    to all tokens, and what each gathers is a new token: softmax(Q LN(x)^T / sqrt(C)) LN(x).
+    to all tokens, and the result of each is a new token: softmax(Q LN(x)^T / sqrt(C)) LN(x).
 
     The paper has one merger in the middle of the network with K = 8 (S: stages=[depth // 2]); here, by default, three
-    as in the other rivals, so that the same budgets can be met (I). The class token passes by (I), the scale of the
-    logits and the queries' first values are ours (?). Tokens of the output have no place in the image any more.
+    as in the other baselines, so that the same budgets can be met (I). The class token is left out (I), the scale of
+    the logits and the queries' initial values are ours (?). Tokens of the output have no position in the image.
 
     Args:
         keep, saving, stages: as in `DynamicViT`.

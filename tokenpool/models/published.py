@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenpool.core.methods import METHODS, one_of
+from tokenpool.core.checks import one_of
+from tokenpool.core.methods import METHODS
 from tokenpool.models.vit import OFF_THE_SHELF
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 import timm
 
-from tokenpool.models.vit import macs
+from tokenpool.models.model_cost import macs
 from tokenpool.report.figures import summary
 
 HOLDS, FAILS, UNTESTED, MIXED = "holds here", "does not hold here", "not tested here", "undecided here"

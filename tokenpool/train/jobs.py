@@ -30,8 +30,9 @@ from tokenpool.measure.accuracy import device_name, score
 from tokenpool.measure.rows import Results, Row, key_of, provenance
 from tokenpool.models.attention import normalise_qk
 from tokenpool.models.baselines import ConvolutionViT, DynamicViT, PatchMergerViT
+from tokenpool.models.model_cost import macs
 from tokenpool.models.published import options_of
-from tokenpool.models.vit import PooledViT, macs
+from tokenpool.models.vit import PooledViT
 from tokenpool.train.loader import Feed, StreamFeed, open_train
 from tokenpool.train.loop import CHECKPOINT, Tell, fit, seconds_spent
 from tokenpool.train.recipe import PRESETS, Job, Preset, Recipe, load_preset, stored_identity

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tokenpool.core.methods import METHODS, one_of
+from tokenpool.core.checks import one_of
+from tokenpool.core.methods import METHODS
 from tokenpool.train.recipe import STEPS, Job, Preset
 
 _CLUSTERINGS = tuple(name for name, m in METHODS.items() if m.kind == "clustering")

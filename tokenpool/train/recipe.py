@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tokenpool.core.methods import INITS, METHODS, one_of
+from tokenpool.core.checks import one_of
+from tokenpool.core.methods import INITS, METHODS
 from tokenpool.measure.options import option
 from tokenpool.models.published import TRAINABLE
 

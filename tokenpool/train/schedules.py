@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenpool.core.methods import one_of
+from tokenpool.core.checks import one_of
 from tokenpool.data.files import replace_file
 from tokenpool.data.weights import data_folder
 from tokenpool.train.recipe import Job

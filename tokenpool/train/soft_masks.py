@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tokenpool.core.cost import Cost, count_macs
 from tokenpool.core.schedule import from_soft_masks
 from tokenpool.models.attention import ONE_PIECE, attention_half, mlp_half, significance
-from tokenpool.models.vit import PooledViT, model_shape
+from tokenpool.models.model_cost import model_shape
+from tokenpool.models.supported import refuse_unsupported
 
 
 class SoftMaskViT(nn.Module):
@@ -34,7 +35,7 @@ class SoftMaskViT(nn.Module):
 
     def __init__(self, vit: nn.Module, penalty: float) -> None:
         super().__init__()
-        PooledViT(vit)                                     # raises for a model that cannot be pooled
+        refuse_unsupported(vit)
         self.vit = vit
         if isinstance(self.vit.blocks[0], ONE_PIECE) or getattr(vit, "rope", None) is not None:
             raise ValueError("The search needs blocks with attention followed by an MLP, and absolute positions. Got "
@@ -47,8 +48,8 @@ class SoftMaskViT(nn.Module):
         vit, prefix = self.vit, self.vit.num_prefix_tokens
         x = vit.norm_pre(vit._pos_embed(vit.patch_embed(x)))
         for block, mask in zip(vit.blocks, self.masks, strict=True):
-            x, attention = attention_half(block, x, None, None)
-            score = significance(attention.detach().float(), prefix)
+            x, seen = attention_half(block, x, None, None)
+            score = significance(seen.attention.detach().float(), prefix)
             rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             x = torch.cat((x[:, :prefix], x[:, prefix:] * mask[rank][..., None].to(x.dtype)), 1)
             x = mlp_half(block, x)

@@ -1,11 +1,11 @@
-"""Faster ways to compute what clustering.py says: the same answers, computed elsewhere or otherwise.
+"""Faster implementations of clustering.py, with the same answers.
 
 A kernel is a module with clustering.py's six heavy functions: `pairwise`, `farthest_first`, `k_medoids`, `k_means`,
 `agglomerative`, `cluster_means`. "plain" is clustering.py itself, and every other kernel is tested against it.
 
     plain     PyTorch, any device; what is traced, exported and read
-    numba     compiled loops on the CPU; with the optional package numba
-    triton    one program an image on CUDA; with the package triton, which comes with PyTorch on Linux
+    numba     compiled loops on the CPU; needs the optional package numba
+    triton    one program per image on CUDA; needs the package triton, which comes with PyTorch on Linux
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
@@ -24,6 +25,18 @@ from tokenpool.core import clustering
 KERNELS = ("auto", "plain", "numba", "triton")
 _HOME = {"numba": "cpu", "triton": "cuda"}               # kernel -> type of device, and the file beside this one
 _MODULES: dict[str, ModuleType] = {"plain": clustering}        # those that have been asked for
+_HELD = {"cpu": 1 << 20, "cuda": 1 << 26}                # entries of N x N matrices held at a time: 4 MB, 256 MB
+
+
+def pieces(count: int, entries: int, device: torch.device) -> Iterator[slice]:
+    """Cut `count` images (or heads) with a matrix of `entries` numbers each into pieces whose matrices stay in the
+    cache of a CPU, or in a fraction of a GPU's memory. A graph computes all of them at once."""
+    if torch.compiler.is_compiling():
+        yield slice(None)
+        return
+    step = max(1, _HELD.get(device.type, _HELD["cpu"]) // entries)
+    for first in range(0, count, step):
+        yield slice(first, first + step)
 
 
 def pick(kernel: str, device: torch.device) -> ModuleType:
@@ -34,7 +47,7 @@ def pick(kernel: str, device: torch.device) -> ModuleType:
             A graph that is exported is always plain: it has to run where this package is not.
 
     Raises:
-        ValueError: a kernel was asked for by name that is not installed or computes elsewhere.
+        ValueError: the kernel that was asked for is not installed or does not support this device.
     """
     return _MODULES[_name(kernel, device.type)]
 
@@ -62,7 +75,7 @@ def _name(kernel: str, device: str) -> str:
 
 @functools.cache
 def _load(kernel: str) -> bool:
-    """Whether a kernel can be had; a package that is there but broken leaves a line in the log."""
+    """Whether a kernel is available; a package that is installed but broken is reported in the log."""
     if importlib.util.find_spec(kernel) is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""`python -m tokenpool.core.kernels`: compile the loops for the CPU now, so that nobody waits for it later."""
+"""`python -m tokenpool.core.kernels`: compile the loops for the CPU now, so that no one has to wait for it later."""
 
 import torch
 
@@ -8,8 +8,8 @@ if __name__ == "__main__":
     ops = kernels.pick("auto", torch.device("cpu"))
     x = clustering.centred(torch.randn(2, 8, 4))
     d, mass = ops.pairwise(x), torch.ones(2, 8)
-    start = ops.farthest_first(d, 3)
-    labels, _ = ops.k_medoids(d, start, mass, 1)
-    ops.k_means(x, start, mass, 1)
+    init = ops.farthest_first(d, 3)
+    labels, _ = ops.k_medoids(d, init, mass, 1)
+    ops.k_means(x, init, mass, 1)
     ops.agglomerative(d, 3, mass)
     ops.cluster_means(x, labels, 3, mass)

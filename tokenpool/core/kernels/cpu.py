@@ -4,17 +4,18 @@ After the one matrix product of `pairwise`, nothing here multiplies matrices:
 
 - An assignment compares K rows of the distance matrix, N numbers each, which lie in the cache: N K comparisons.
 - A medoid is sought among the members of its cluster only: the sum of the squares of the cluster sizes, not N².
-- Joining two clusters changes N distances; all others keep their nearest: some N steps a join, not N².
+- Joining two clusters changes N distances; all others keep their nearest: about N steps per join, not N².
 - K-Means needs no means on the way. With masses w and W their sum, the squared distance of token i to the mean of a
   cluster is   sum_m w_m d_im / W  -  sum_ml w_m w_l d_ml / (2 W²),   m and l its members (expand the squares; C).
 
 One thread: for 16 images of 196 tokens the loops take about a millisecond, the matrix product six. A second thread
-was tried and cost more than it saved, because PyTorch's own threads go on spinning for a while after every product.
+cost more than it saved, because PyTorch's own threads keep spinning for a while after every product.
 Letters as in clustering.py: B sets, N tokens, K clusters, C channels.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
@@ -26,7 +27,7 @@ from tokenpool.core.clustering import _FAR
 
 
 def _compiled(function: Any) -> Any:
-    """Compile on the first call for a type, keep the result on disk; where the disk refuses, only in memory."""
+    """Compile on the first call for a type and cache the result on disk; where that fails, only in memory."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:                                     # no folder that can be written to
@@ -71,7 +72,7 @@ def _grow_farthest(d, first, chosen):
 
 @_compiled
 def _assign_to_rows(d, medoids, best, labels):
-    """The nearest medoid of every token of one set; a medoid stands in for itself."""
+    """The nearest medoid of every token of one set; a medoid represents itself."""
     best[:] = d[medoids[0]]
     labels[:] = 0
     for j in range(1, len(medoids)):
@@ -100,7 +101,7 @@ def _sort_members(labels, begin, order):
 
 @_compiled
 def _total(d, mass, token, inside):
-    """What a cluster would lose with `token` as its medoid."""
+    """The loss of a cluster with `token` as its medoid."""
     total = mass.dtype.type(0)
     for m in inside:
         total += d[token, m] * mass[m]
@@ -108,8 +109,21 @@ def _total(d, mass, token, inside):
 
 
 @_compiled
+def _best_member(d, mass, medoid, inside):
+    """The member with the least loss as medoid: the present one on a tie, else the first of the best."""
+    if len(inside) == 1:
+        return medoid
+    least = _total(d, mass, medoid, inside)
+    for token in inside:
+        total = _total(d, mass, token, inside)
+        if total < least:
+            least, medoid = total, token
+    return medoid
+
+
+@_compiled
 def _k_medoids(d, mass, n_iter, medoids, labels):
-    """Moves `medoids`, which come as the start, and writes `labels`."""
+    """Moves `medoids`, which hold the init, and writes `labels`."""
     B, N, _ = d.shape
     K = medoids.shape[1]
     best, label = np.empty(N, d.dtype), np.empty(N, np.int32)
@@ -119,14 +133,7 @@ def _k_medoids(d, mass, n_iter, medoids, labels):
             _assign_to_rows(d[b], medoids[b], best, label)
             _sort_members(label, begin, order)
             for j in range(K):
-                inside = order[begin[j]:begin[j + 1]]
-                if len(inside) == 1:
-                    continue
-                least = _total(d[b], mass[b], medoids[b, j], inside)
-                for token in inside:
-                    total = _total(d[b], mass[b], token, inside)
-                    if total < least:                        # on a tie, stay; else the first of the best
-                        least, medoids[b, j] = total, token
+                medoids[b, j] = _best_member(d[b], mass[b], medoids[b, j], order[begin[j]:begin[j + 1]])
         _assign_to_rows(d[b], medoids[b], best, label)
         labels[b] = label
 
@@ -159,7 +166,7 @@ def _assign_to_means(d, mass, begin, order, row, best, labels):
 
 @_compiled
 def _fill_empty(mass, best, labels, nearest):
-    """pool._nearest_center's rule: every empty cluster takes over the token that is reconstructed worst."""
+    """As clustering._nearest_center: every empty cluster takes over the token that is reconstructed worst."""
     N, K = len(labels), len(nearest)
     nearest[:] = -1
     for i in range(N):
@@ -183,14 +190,14 @@ def _fill_empty(mass, best, labels, nearest):
 
 
 @_compiled
-def _k_means(d, start, mass, n_iter, labels, nearest):
+def _k_means(d, init, mass, n_iter, labels, nearest):
     B, N, _ = d.shape
-    K = start.shape[1]
+    K = init.shape[1]
     row, best, label = np.empty(N, d.dtype), np.empty(N, d.dtype), np.empty(N, np.int32)
     begin, order = np.empty(K + 1, np.int64), np.empty(N, np.int64)
     for b in range(B):
         begin[:] = np.arange(K + 1)                          # the first means are those of one token each
-        order[:K] = start[b]
+        order[:K] = init[b]
         for step in range(n_iter):
             _assign_to_means(d[b], mass[b], begin, order, row, best, label)
             _fill_empty(mass[b], best, label, nearest[b])
@@ -201,7 +208,7 @@ def _k_means(d, start, mass, n_iter, labels, nearest):
 
 @_compiled
 def _linked(linkage, to_i, to_j, si, sj, size, between):
-    """pool._linked, for one distance; linkage is 0 for ward, 1 for average, 2 for complete."""
+    """clustering._linked, for one distance; linkage is 0 for ward, 1 for average, 2 for complete."""
     if linkage == 2:
         return max(to_i, to_j)
     if linkage == 1:
@@ -211,7 +218,7 @@ def _linked(linkage, to_i, to_j, si, sj, size, between):
 
 @_compiled
 def _first_least(row):
-    """Where the least value of a row is, the first of equals: looked for in two passes, neither of which branches."""
+    """The index of the least value of a row, the first of equals, in two passes without branches."""
     least = row[0]
     for i in range(1, len(row)):
         least = min(least, row[i])
@@ -259,7 +266,7 @@ def _join_up(d, mass, linkage, k, labels, medoids):
                 elif gap[t, i] < low[t] or (gap[t, i] == low[t] and i < near[t]):
                     near[t], low[t] = i, gap[t, i]
         new = 0
-        for i in range(N):                                   # whom a token has joined comes before it
+        for i in range(N):                                   # a token comes after the one that it has joined
             if head[i] == i:
                 label[i] = new
                 new += 1
@@ -269,12 +276,7 @@ def _join_up(d, mass, linkage, k, labels, medoids):
         _sort_members(label, begin, order)
         for j in range(k):
             inside = order[begin[j]:begin[j + 1]]
-            medoids[b, j] = inside[0]
-            least = _total(d[b], mass[b], inside[0], inside)
-            for token in inside:
-                total = _total(d[b], mass[b], token, inside)
-                if total < least:
-                    least, medoids[b, j] = total, token
+            medoids[b, j] = _best_member(d[b], mass[b], inside[0], inside)
 
 
 @_compiled
@@ -298,75 +300,100 @@ def _cluster_means(x, labels, mass, share, means):
                 means[b, j, c] += x.dtype.type(part) * x[b, i, c]
 
 
-# ---- the same on tensors; registered, so that torch.compile passes them by in one piece ----
+# ---- the functions of clustering.py; operators, so that torch.compile does not trace into the loops ----
 
 def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-def _op(name: str, fake: Any, mutates: tuple[str, ...] = ()) -> Any:
-    """Register a function as torch.ops.tokenpool.NAME. Without a graph to be made it is called directly: the way
-    through PyTorch's dispatcher would cost as much as the smaller loops."""
+def _indices(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64)
+
+
+def _op(fake: Any, mutates: tuple[str, ...] = ()) -> Any:
+    """Register a function as torch.ops.tokenpool.NAME. Outside of torch.compile it is called directly: PyTorch's
+    dispatcher would cost as much as the smaller loops."""
     def wrap(function: Any) -> Any:
-        op = torch.library.custom_op(f"tokenpool::{name}", function, mutates_args=mutates, device_types="cpu")
+        op = torch.library.custom_op(f"tokenpool::{function.__name__}", function, mutates_args=mutates,
+                                     device_types="cpu")
         op.register_fake(fake)
 
+        @functools.wraps(function)
         def call(*args: Any) -> Any:
             return op(*args) if torch.compiler.is_compiling() else function(*args)
         return call
     return wrap
 
 
-@_op("finish_distances", lambda gram: None, mutates=("gram",))
-def _finish(gram: Tensor) -> None:
+def pairwise(x: Tensor) -> Tensor:
+    """clustering.pairwise, to the last bit."""
+    gram = x @ x.mT
+    finish_distances(gram)
+    return gram
+
+
+@_op(lambda gram: None, mutates=("gram",))
+def finish_distances(gram: Tensor) -> None:
+    """Gram matrices become distances, in place."""
     _finish_distances(gram.numpy())
 
 
-@_op("farthest_first", lambda d, first, k: d.new_empty((d.shape[0], k), dtype=torch.int64))
-def _farthest(d: Tensor, first: Tensor, k: int) -> Tensor:
-    chosen = torch.empty(len(d), k, dtype=torch.int64)
-    _grow_farthest(_array(d), _array(first), chosen.numpy())
+@_op(lambda d, k: _indices(d.shape[0], k))
+def farthest_first(d: Tensor, k: int) -> Tensor:
+    """clustering.farthest_first."""
+    chosen = _indices(len(d), k)
+    _grow_farthest(_array(d), _array(d.sum(2).argmin(1)), chosen.numpy())
     return chosen
 
 
-def _fake_clustering(x: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    return torch.empty(mass.shape, dtype=torch.int64), torch.empty(start.shape, dtype=torch.int64)
-
-
-@_op("k_medoids", _fake_clustering)
-def _medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    labels, medoids = torch.empty(mass.shape, dtype=torch.int64), start.clone(memory_format=torch.contiguous_format)
+@_op(lambda d, init, mass, n_iter: (_indices(*mass.shape), _indices(*init.shape)))
+def k_medoids(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """clustering.k_medoids. Equal except where two totals differ by rounding only."""
+    labels, medoids = _indices(*mass.shape), init.clone(memory_format=torch.contiguous_format)
     _k_medoids(_array(d), _array(mass), n_iter, medoids.numpy(), labels.numpy())
     return labels, medoids
 
 
-@_op("k_means", _fake_clustering)
-def _means(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    labels, nearest = torch.empty(mass.shape, dtype=torch.int64), torch.empty(start.shape, dtype=torch.int64)
-    _k_means(_array(d), _array(start), _array(mass), n_iter, labels.numpy(), nearest.numpy())
+def k_means(x: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """clustering.k_means. Equal except where two distances differ by rounding only. Costs one N² C product instead of
+    (2 n_iter - 1) N K C."""
+    return k_means_by_distances(pairwise(x), init, mass, n_iter)
+
+
+@_op(lambda d, init, mass, n_iter: (_indices(*mass.shape), _indices(*init.shape)))
+def k_means_by_distances(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """The same from d = pairwise(x), which an init may have needed already."""
+    labels, nearest = _indices(*mass.shape), _indices(*init.shape)
+    _k_means(_array(d), _array(init), _array(mass), n_iter, labels.numpy(), nearest.numpy())
     return labels, nearest
 
 
-@_op("agglomerative", lambda d, k, mass, linkage: (torch.empty(mass.shape, dtype=torch.int64),
-                                                    torch.empty((mass.shape[0], k), dtype=torch.int64)))
-def _agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
-    labels, medoids = torch.empty(mass.shape, dtype=torch.int64), torch.empty(len(mass), k, dtype=torch.int64)
+@_op(lambda d, k, mass, linkage="ward": (_indices(*mass.shape), _indices(mass.shape[0], k)))
+def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
+    """clustering.agglomerative. Equal except where two distances differ by rounding only."""
+    labels, medoids = _indices(*mass.shape), _indices(len(mass), k)
     which = ("ward", "average", "complete").index(linkage)
     _join_up(_array(d), _array(mass), which, k, labels.numpy(), medoids.numpy())
     return labels, medoids
 
 
-@_op("cluster_means", lambda x, labels, k, mass: (x.new_empty(x.shape[0], k, x.shape[2]), torch.empty_like(mass)))
-def _average(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> tuple[Tensor, Tensor]:
+@_op(lambda x, labels, k, mass: (x.new_empty(x.shape[0], k, x.shape[2]), torch.empty_like(mass)))
+def means_and_shares(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of the clusters, and each token's share of its cluster's mean."""
     means, share = x.new_empty(len(x), k, x.shape[2]), torch.empty(mass.shape, dtype=mass.dtype)
     _cluster_means(_array(x), _array(labels), _array(mass), share.numpy(), means.numpy())
     return means, share
 
 
+def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
+    """clustering.cluster_means, with its gradient to x."""
+    return _ClusterMeans.apply(x, labels, k, mass)
+
+
 class _ClusterMeans(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
-        means, share = _average(x, labels, k, mass)
+        means, share = means_and_shares(x, labels, k, mass)
         ctx.save_for_backward(labels, share)
         return means
 
@@ -375,43 +402,3 @@ class _ClusterMeans(torch.autograd.Function):
         labels, share = ctx.saved_tensors
         spread = grads[0].gather(1, labels[..., None].expand(-1, -1, grads[0].shape[2]))
         return spread * share[..., None].to(spread.dtype), None, None, None
-
-
-# ---- the functions of clustering.py ----
-
-def pairwise(x: Tensor) -> Tensor:
-    """clustering.pairwise, to the last bit."""
-    gram = x @ x.mT
-    _finish(gram)
-    return gram
-
-
-def farthest_first(d: Tensor, k: int) -> Tensor:
-    """pool.farthest_first."""
-    return _farthest(d, d.sum(2).argmin(1), k)
-
-
-def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    """pool.k_medoids. Equal but where two totals differ by rounding only."""
-    return _medoids(d, start, mass, n_iter)
-
-
-def k_means(x: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    """pool.k_means. Equal but where two distances differ by rounding only. Costs one N² C product in place of
-    (2 n_iter - 1) N K C."""
-    return k_means_by_distances(pairwise(x), start, mass, n_iter)
-
-
-def k_means_by_distances(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    """The same from d = pairwise(x), which a start may have needed already."""
-    return _means(d, start, mass, n_iter)
-
-
-def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
-    """pool.agglomerative. Equal but where two distances differ by rounding only."""
-    return _agglomerative(d, k, mass, linkage)
-
-
-def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
-    """pool.cluster_means, with its gradient to x."""
-    return _ClusterMeans.apply(x, labels, k, mass)

@@ -1,12 +1,12 @@
 """clustering.py on CUDA (Triton): one program an image, no host in between, shapes known in advance.
 
-A K-Medoids pooling is three launches: distances, then start and all rounds, then the means, which carry a gradient.
-The distance matrix of an image is read by one program only, so it stays in the caches next to it. A round reads tiles
-of it: the K rows of the medoids to assign, all rows to find the best member of each cluster.
+A K-Medoids pooling is three launches: distances, then init and all iterations, then the means, which have a gradient.
+The distance matrix of an image is read by one program only, so it stays in its cache. An iteration reads tiles of it:
+the K rows of the medoids to assign, all rows to find the best member of each cluster.
 
 Bottom-up clustering is one launch for all its steps, which look at rows of N distances each, and one for the medoids.
-K-Means stays plain: its rounds are matrix products already. Also here: the attention that tokens receive, summed over
-queries without the matrix ever being stored.
+K-Means stays plain: its iterations are matrix products already. Also here: the attention that tokens receive, summed
+over queries without ever storing the matrix.
 
 With TRITON_INTERPRET=1 all of it runs on the CPU, which is how it is tested where there is no GPU.
 Letters as in clustering.py: B sets, N tokens, K clusters, C channels; H heads, D channels of a head.
@@ -57,7 +57,7 @@ def _distances(x, norms, d, N, C, TILE: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def _assign(d, medoids, labels, N, K, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The nearest medoid of every token; a medoid stands in for itself."""
+    """The nearest medoid of every token; a medoid represents itself."""
     for n0 in range(0, N, COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         best = tl.full((COLUMNS,), float("inf"), tl.float32)
@@ -110,7 +110,7 @@ def _improve(d, mass, medoids, labels, cost, N, K, ROWS: tl.constexpr, COLUMNS: 
 @triton.jit
 def _cluster(d, mass, first, medoids, labels, cost, N, K, n_iter, GROW: tl.constexpr, WHOLE: tl.constexpr,
              ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """One image: a farthest-first start if it is to GROW (from token `first`), then n_iter rounds."""
+    """One image: a farthest-first init if GROW (from token `first`), then n_iter iterations."""
     b = tl.program_id(0).to(tl.int64)
     d += b * N * N
     mass += b * N
@@ -130,7 +130,7 @@ def _cluster(d, mass, first, medoids, labels, cost, N, K, n_iter, GROW: tl.const
     for _ in range(0, n_iter):
         _assign(d, medoids, labels, N, K, ROWS, COLUMNS)
         _improve(d, mass, medoids, labels, cost, N, K, ROWS, COLUMNS)
-    if n_iter >= 0:                                      # -1: the start alone
+    if n_iter >= 0:                                      # -1: the init alone
         _assign(d, medoids, labels, N, K, ROWS, COLUMNS)
 
 
@@ -139,7 +139,7 @@ def _join_up(d, mass, gap, low_of, near_of, head_of, N, K, LINKAGE: tl.constexpr
              ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """One image, bottom up. Every cluster knows its nearest (near, low), which a join changes for few of them.
 
-    Writes gap, what lies between two clusters (inf for those that are gone), and each token's first companion."""
+    Writes gap, what lies between two clusters (inf for those that are gone), and the first token of each cluster."""
     b = tl.program_id(0).to(tl.int64)
     d += b * N * N
     gap += b * N * N
@@ -280,10 +280,11 @@ def _column_sums(q, k, bias, sums, received, scale, H, N, D, qb, qh, qn, qd, kb,
     tl.store(received + (b * H + h) * N + columns, total, columns < N)
 
 
-# ---- the same on tensors; registered, so that torch.compile passes them by in one piece ----
+# ---- the functions of clustering.py, and the score; operators, so that torch.compile does not trace into them ----
 
 @torch.library.custom_op("tokenpool::distances_cuda", mutates_args=())
-def _distances_op(x: Tensor) -> Tensor:
+def pairwise(x: Tensor) -> Tensor:
+    """clustering.pairwise, to rounding; exactly symmetric."""
     B, N, C = x.shape
     d = x.new_empty(B, N, N)
     tiles = triton.cdiv(N, 64)
@@ -291,30 +292,41 @@ def _distances_op(x: Tensor) -> Tensor:
     return d
 
 
-@_distances_op.register_fake
+@pairwise.register_fake
 def _(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], x.shape[1])
 
 
+def farthest_first(d: Tensor, k: int) -> Tensor:
+    """clustering.farthest_first."""
+    return _cluster_op(d, d[:, 0], d.sum(2).argmin(1), k, -1, True)[1]
+
+
+def k_medoids(d: Tensor, init: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
+    """clustering.k_medoids. Equal except where two totals differ by rounding only."""
+    return _cluster_op(d, mass, init, init.shape[1], n_iter, False)
+
+
 @torch.library.custom_op("tokenpool::cluster_cuda", mutates_args=())
-def _cluster_op(d: Tensor, mass: Tensor, start: Tensor, k: int, n_iter: int, grow: bool) -> tuple[Tensor, Tensor]:
+def _cluster_op(d: Tensor, mass: Tensor, init: Tensor, k: int, n_iter: int, grow: bool) -> tuple[Tensor, Tensor]:
     B, N, _ = d.shape
     medoids = torch.empty(B, k, dtype=torch.int64, device=d.device)
     if not grow:
-        medoids.copy_(start)
+        medoids.copy_(init)
     labels, cost = torch.empty(B, N, dtype=torch.int64, device=d.device), torch.empty_like(mass)
-    _cluster[(B,)](d.contiguous(), mass.contiguous(), start.contiguous(), medoids, labels, cost, N, k, n_iter,
+    _cluster[(B,)](d.contiguous(), mass.contiguous(), init.contiguous(), medoids, labels, cost, N, k, n_iter,
                    GROW=grow, WHOLE=triton.next_power_of_2(N), ROWS=ROWS, COLUMNS=COLUMNS, num_warps=8)
     return labels, medoids
 
 
 @_cluster_op.register_fake
-def _(d: Tensor, mass: Tensor, start: Tensor, k: int, n_iter: int, grow: bool) -> tuple[Tensor, Tensor]:
-    return start.new_empty(mass.shape), start.new_empty(mass.shape[0], k)
+def _(d: Tensor, mass: Tensor, init: Tensor, k: int, n_iter: int, grow: bool) -> tuple[Tensor, Tensor]:
+    return init.new_empty(mass.shape), init.new_empty(mass.shape[0], k)
 
 
 @torch.library.custom_op("tokenpool::join_up_cuda", mutates_args=())
-def _join_up_op(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
+def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
+    """clustering.agglomerative. Equal except where two distances differ by rounding only."""
     B, N, _ = d.shape
     d, mass = d.contiguous(), mass.contiguous()
     gap, low = torch.empty_like(d), torch.empty_like(mass)
@@ -328,8 +340,8 @@ def _join_up_op(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, 
     return labels, medoids
 
 
-@_join_up_op.register_fake
-def _(d: Tensor, k: int, mass: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
+@agglomerative.register_fake
+def _(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
     return mass.new_empty(mass.shape, dtype=torch.int64), mass.new_empty((mass.shape[0], k), dtype=torch.int64)
 
 
@@ -348,22 +360,9 @@ def _(x: Tensor, labels: Tensor, mass: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], k, x.shape[2]), x.new_empty(x.shape[0], k)
 
 
-@torch.library.custom_op("tokenpool::received_cuda", mutates_args=())
-def _received_op(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, with_self: bool) -> Tensor:
-    B, H, N, D = q.shape
-    sums = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
-    out = torch.empty_like(sums)
-    rest = (scale, H, N, D, *q.stride(), *k.stride())
-    flat = q if bias is None else bias.reshape(B, N).contiguous()
-    sizes = dict(BIAS=bias is not None, WIDE=max(16, triton.next_power_of_2(D)), ROWS=64, COLUMNS=64)
-    _row_sums[triton.cdiv(N, 64), B * H](q, k, flat, sums, *rest, **sizes)
-    _column_sums[triton.cdiv(N, 64), B * H](q, k, flat, sums, out, *rest, SELF=with_self, **sizes)
-    return out
-
-
-@_received_op.register_fake
-def _(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, with_self: bool) -> Tensor:
-    return q.new_empty(q.shape[:3], dtype=torch.float32)
+def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
+    """clustering.cluster_means, with its gradient to x; without additions in an order that changes from run to run."""
+    return _ClusterMeans.apply(x, labels, k, mass)
 
 
 class _ClusterMeans(torch.autograd.Function):
@@ -382,37 +381,24 @@ class _ClusterMeans(torch.autograd.Function):
         return take(grads[0], labels) * share[..., None], None, None, None
 
 
-# ---- the functions of clustering.py, and the score ----
-
-def pairwise(x: Tensor) -> Tensor:
-    """clustering.pairwise, to rounding; exactly symmetric."""
-    return _distances_op(x)
-
-
-def farthest_first(d: Tensor, k: int) -> Tensor:
-    """pool.farthest_first."""
-    return _cluster_op(d, d[:, 0], d.sum(2).argmin(1), k, -1, True)[1]
-
-
-def k_medoids(d: Tensor, start: Tensor, mass: Tensor, n_iter: int) -> tuple[Tensor, Tensor]:
-    """pool.k_medoids. Equal but where two totals differ by rounding only."""
-    return _cluster_op(d, mass, start, start.shape[1], n_iter, False)
-
-
-def agglomerative(d: Tensor, k: int, mass: Tensor, linkage: str = "ward") -> tuple[Tensor, Tensor]:
-    """pool.agglomerative. Equal but where two distances differ by rounding only."""
-    return _join_up_op(d, k, mass, linkage)
-
-
-def cluster_means(x: Tensor, labels: Tensor, k: int, mass: Tensor) -> Tensor:
-    """pool.cluster_means, with its gradient to x; without adding in an order that changes from run to run."""
-    return _ClusterMeans.apply(x, labels, k, mass)
-
-
+@torch.library.custom_op("tokenpool::received_cuda", mutates_args=())
 def received(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, with_self: bool) -> Tensor:
     """Attention received per head, (B, H, N) float32, from q and k of (B, H, N, D); the matrix is never stored.
 
     Args:
         bias: (B, 1, 1, N) added to the logits, or None. with_self: whether a token's attention to itself counts.
     """
-    return _received_op(q, k, scale, bias, with_self)
+    B, H, N, D = q.shape
+    sums = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
+    out = torch.empty_like(sums)
+    rest = (scale, H, N, D, *q.stride(), *k.stride())
+    flat = q if bias is None else bias.reshape(B, N).contiguous()
+    sizes = dict(BIAS=bias is not None, WIDE=max(16, triton.next_power_of_2(D)), ROWS=64, COLUMNS=64)
+    _row_sums[triton.cdiv(N, 64), B * H](q, k, flat, sums, *rest, **sizes)
+    _column_sums[triton.cdiv(N, 64), B * H](q, k, flat, sums, out, *rest, SELF=with_self, **sizes)
+    return out
+
+
+@received.register_fake
+def _(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, with_self: bool) -> Tensor:
+    return q.new_empty(q.shape[:3], dtype=torch.float32)

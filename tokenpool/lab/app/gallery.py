@@ -12,7 +12,7 @@ import anywidget
 import ipywidgets as widgets
 import traitlets
 
-from tokenpool.core.methods import one_of
+from tokenpool.core.checks import one_of
 from tokenpool.lab.kit.session import lesson
 
 FILES = Path(__file__).with_name("page")

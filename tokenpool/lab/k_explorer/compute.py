@@ -14,12 +14,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import tokenpool as tp
-from tokenpool.core.methods import Pooling
+from tokenpool.core.pooling import Pooling
 from tokenpool.data.datasets import photographs, scale, square
 from tokenpool.data.pebbles import CLASSES
 from tokenpool.lab.k_explorer.settings import DEPTH, OWN, POOLING, Ks, N, Setting, plain_macs
 from tokenpool.lab.kit.session import pebbles, shipped_vit
-from tokenpool.models.vit import TraceStep
+from tokenpool.models.trace import TraceStep
 from tokenpool.report.figures import cluster_image, png
 
 GAP = 34                                # pixels between two rows of images; the name of the second is written there

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenpool.core.cost import ModelShape, count_macs
-from tokenpool.core.methods import Pooling
+from tokenpool.core.pooling import Pooling
 from tokenpool.core.schedule import geometric
 from tokenpool.lab.kit.session import shipped_vit
-from tokenpool.models.vit import model_shape
+from tokenpool.models.model_cost import model_shape
 
 Ks = tuple[int, ...]
 N, DEPTH = 64, 6                        # patch tokens and blocks of the shipped model
@@ -201,7 +201,7 @@ class Setting:
     def macs(self, ks: Ks) -> int:
         how, shape = self.how, _shape()
         return count_macs(shape, whole(allowed(ks)[0]),
-                          lambda n, k: how.macs(n, k, shape.channels, stand_ins=self.counts)).total
+                          lambda n, k: how.macs(n, k, shape.channels, labels=self.counts)).total
 
     def with_ks(self, ks: Ks, note: str = "") -> Setting:
         return replace(self, **{f"k{b}": k for b, k in enumerate(ks, start=1)}, note=note)

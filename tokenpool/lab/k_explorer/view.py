@@ -132,7 +132,7 @@ def move_words(before: View, now: View, said: str) -> str:
     moved = sum(x != y for x, y in zip(a.ks, b.ks, strict=True))
     kept = a.lock and b.lock and a.target == b.target and not b.note
     head = _joined(
-        said, f"({b.how.spec.story[0].upper()}{b.how.spec.story[1:]}.)" if a.method != b.method else "",
+        said, f"({b.how.spec.description[0].upper()}{b.how.spec.description[1:]}.)" if a.method != b.method else "",
         f"K = {_row(b)}{', which keeps the budget' if kept else ''}." if moved > 1 else "",
         f"The lock keeps {percent(b.target)} of the plain model's MACs." if b.lock and not a.lock else "",
         b.note, allowed(b.ks)[1])

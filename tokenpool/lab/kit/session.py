@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenpool
-from tokenpool.core.methods import one_of
+from tokenpool.core.checks import one_of
 from tokenpool.lab.kit import figure
 from tokenpool.lab.kit.cards import Card, Code
 from tokenpool.lab.kit.exercises import Exercise

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
 from tokenpool.core.cost import PARTS, BlockShape, Cost, ModelShape, count_macs
-from tokenpool.core.methods import Pooling
+from tokenpool.core.pooling import Pooling
 from tokenpool.core.schedule import geometric
 from tokenpool.lab.kit.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE

@@ -308,8 +308,8 @@ def by_depth(vit: Any, x: Tensor) -> pd.DataFrame:
     for place, block in enumerate(vit.blocks):
         q, k, v = block.attn.qkv(block.norm1(t)).reshape(B, N, 3, block.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k = block.attn.q_norm(q), block.attn.k_norm(k)
-        t, weights = attention_half(block, t, None, None)
-        t = mlp_half(block, t)
+        t, seen = attention_half(block, t, None, None)
+        t, weights = mlp_half(block, t), seen.attention
         values, output, shuffled = patches(v), patches(weights @ v), patches(weights @ v[:, :, deal])
         own = k.square().sum(-1) / (2 * math.sqrt(k.shape[-1]))
         low, high = (m.reshape(B, 1, -1) for m in (v.amin(2), v.amax(2)))

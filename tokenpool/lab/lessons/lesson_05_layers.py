@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tokenpool as tp
 from tokenpool.core.cost import BlockShape, ModelShape, count_macs
-from tokenpool.core.methods import Pooling
+from tokenpool.core.pooling import Pooling
 from tokenpool.core.schedule import check_schedule, geometric
 from tokenpool.data.datasets import open_data
 from tokenpool.data.weights import data_folder
@@ -26,7 +26,7 @@ from tokenpool.lab.kit.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import BLUE, GREEN, INK, ORANGE, PURPLE
 from tokenpool.lab.kit.predictions import Prediction
 from tokenpool.lab.kit.session import pebbles, shipped_rows, shipped_vit
-from tokenpool.models.vit import model_shape
+from tokenpool.models.model_cost import model_shape
 from tokenpool.report.figures import LOOKS
 
 Schedule = tuple[int, ...]

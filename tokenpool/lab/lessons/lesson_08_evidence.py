@@ -19,7 +19,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor, nn
 
 import tokenpool as tp
-from tokenpool.core.methods import one_of
+from tokenpool.core.checks import one_of
 from tokenpool.lab.kit.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.kit.predictions import Prediction

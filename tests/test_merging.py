@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
 from tokenpool.core import clustering, merging
-from tokenpool.core.methods import Pooling
+from tokenpool.core.pooling import Pooling
 from tokenpool.data import weights
 from tokenpool.data.datasets import scale
 from tokenpool.data.pebbles import Pebbles
@@ -232,9 +232,9 @@ def test_the_metric_decides_and_the_tokens_are_averaged(method):
 
 
 @pytest.mark.parametrize(("metric", "says"), [
-    (torch.zeros(2, 15, 3), r"metric came as torch.float32 of shape \(2, 15, 3\)"),
+    (torch.zeros(2, 15, 3), r"Got metric as torch.float32 of shape \(2, 15, 3\)"),
     (torch.zeros(2, 16), "Pass float features per token"), (torch.zeros(2, 16, 3).long(), "torch.int64"),
-    (torch.full((2, 16, 3), float("nan")), "metric holds NaN or infinity")])
+    (torch.full((2, 16, 3), float("nan")), "32 of 32 tokens in metric hold NaN or infinity")])
 def test_wrong_metrics(metric, says):
     with pytest.raises(ValueError, match=says):
         tp.pool_tokens(torch.ones(2, 16, 3), 4, method="k_medoids", metric=metric)

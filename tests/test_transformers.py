@@ -91,9 +91,9 @@ def test_the_block_with_a_score_is_theirs(name, options):
     vit = adapter.as_timm(model)
     said = model(x, output_hidden_states=True, output_attentions=True)
     before, after = said.hidden_states[1:3]
-    out, matrix = attention.block_with_score(vit.blocks[1], before, None, None)
+    out, seen = attention.run_block(vit.blocks[1], before, None, None)
     torch.testing.assert_close(out, after, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(matrix, said.attentions[1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(seen.attention, said.attentions[1], atol=1e-6, rtol=1e-5)
 
 
 @every_kind
@@ -262,9 +262,9 @@ def test_a_part_exchanged_before_comes_along():
 
 def test_images_come_once():
     pooled = tp.PooledViT(make("ViTModel"))
-    with pytest.raises(ValueError, match=r"Nothing came. Give the images once"):
+    with pytest.raises(ValueError, match=r"Got no images. Pass the images once"):
         pooled()
-    with pytest.raises(ValueError, match="both came"):
+    with pytest.raises(ValueError, match="Got both x and pixel_values"):
         pooled(images(), pixel_values=images())
 
 
