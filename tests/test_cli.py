@@ -87,7 +87,7 @@ def test_the_page_in_a_real_browser(run):
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--method", "kmedoid"], "Unknown method 'kmedoid'. Did you mean"),
     (["--figure", "12"], "Unknown figure '12'"),
-    (["--budget", "42"], "A budget of 42.0 is not a share"),
+    (["--budget", "42"], "A saving of 42.0 is not a share"),
     (["--model", "deit_tiny"], "Unknown model 'deit_tiny'"),
     (["--model", "resnet18", "--data", "."], "cannot be pooled"),
     (["--model", "deit_tiny_patch16_224"], "would have random weights"),

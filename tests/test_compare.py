@@ -218,7 +218,7 @@ def test_the_page_in_a_browser(run):
 
 @pytest.mark.parametrize(("more", "says"), [
     (["--figure", "5a"], "Leave out --figure"), (["--method", "tomee"], "Did you mean 'tome'"),
-    (["--budget", "1.2"], "is not a share of computations"),
+    (["--budget", "1.2"], "is not a share of the computations"),
     (["--budget", "0.99", "--images", "1", "--method", "random"], "No contender can save 99%"),
     (["--model", "imagenet50_cpu/big"], "has no model 'big'"),
     (["--model", "deit_tiny_patch16_224"], "random weights")])

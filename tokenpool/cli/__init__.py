@@ -554,23 +554,24 @@ def _dense(args: argparse.Namespace) -> None:
     from tokenpool.core.methods import one_of
     from tokenpool.data.weights import load_model
     from tokenpool.measure import dense
+    from tokenpool.measure.rows import DenseRow, Results
     from tokenpool.report import dense_page
 
     one_of("truth", args.truth, dense.TRUTHS, "")
     wanted = dense.settings(args.method or dense.COMPARED, args.budget or dense.BUDGETS, args.seeds)
     model = load_model(checkpoint=args.checkpoint)
     data = dense.Data.make(args.train_images, args.images, args.truth)
-    path, page = args.out / "dense.csv", args.out / "index.html"
+    results, page = Results(args.out / "dense.csv", DenseRow), args.out / "index.html"
     print(f"{len(wanted)} measurements on {args.images} scenes of pebbles; {', '.join(dense.TRUTHS[args.truth])}")
     with _progress() as bar:
         task = bar.add_task("", total=len(wanted))
-        rows = dense.measure(model, wanted, data, path,
+        rows = dense.measure(model, wanted, data, results,
                              tell=lambda what, done, total: bar.update(task, completed=done, description=what))
     dense_page.write_page(page, rows, model, data)
     _print_dense(dense_page.summary(rows))
     for sentence in dense_page.told(rows):
         print(f"- {sentence}")
-    print(f"\nrows   {path}\npage   {page}   (open it in a browser)")
+    print(f"\nrows   {results.path}\npage   {page}   (open it in a browser)")
 
 
 def _print_dense(points) -> None:

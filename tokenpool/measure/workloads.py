@@ -1,8 +1,8 @@
-"""What `tokenpool bench` times, as groups of items around one baseline: `plan(options)`.
+"""What `tokenpool bench` times, in groups of items with one baseline: `plan(options)`.
 
     operators   score and pooling, against one block of the model: "share of a block's time"
-    forward     whole pooled models, against the plain model (fused attention): "speed-up", beside what was promised
-    training    forward, loss and backward, against the same
+    forward     whole pooled models, against the plain model (fused attention): "speed-up", next to the promised one
+    training    forward, loss and backward, against the plain model's
     growth      operators and block at other numbers of tokens, images and kept tokens
     memory      a block that pools, against the plain block, at 4,096 tokens
 """
@@ -23,20 +23,20 @@ from tokenpool.core.methods import METHODS, Pooling
 from tokenpool.core.schedule import OutOfReach
 from tokenpool.core.selection import grid_positions
 from tokenpool.data.weights import load_model
+from tokenpool.measure.accuracy import inits_of
 from tokenpool.measure.bench import DTYPES, Built, Group, Item, Options, Run
 from tokenpool.models import attention as scored
 from tokenpool.models.published import NAMED, options_of
 from tokenpool.models.vit import PooledViT, _State, macs, model_shape
 
-CLUSTERINGS = tuple(name for name, method in METHODS.items() if method.kind == "clustering")
-#: whole models: (method or contender, start, carried counts)
+#: whole models: (method or name of NAMED_METHODS, init, carried counts)
 SYSTEMS = (("wk_medoids", "top_k", False), ("wk_medoids", "farthest_first", True), ("wk_means", "top_k", False),
            ("tokenpool", "", True), ("ToMe", "", True), ("top_k", "", False), ("random", "", False))
-_KEPT = (0.5, 0.75)       # of 196 tokens: 98 and 147, the two the peers were measured at
+_KEPT = (0.5, 0.75)       # of 196 tokens: 98 and 147
 
 
 def plan(options: Options) -> list[Group]:
-    """Groups in the order of what matters most."""
+    """Groups, the most important first."""
     quick, full = options.extent == "quick", options.extent == "full"
     models = options.models[:1] if quick and options.models == Options.models else options.models
     groups: list[Group] = []
@@ -56,26 +56,17 @@ def plan(options: Options) -> list[Group]:
     return groups
 
 
-def _plain(methods: Sequence[str]) -> list[str]:
-    """Methods alone: a contender's way to pool is part of a whole model."""
-    return [m for m in methods if m not in NAMED]
-
-
-def _starts(method: str) -> tuple[str, ...]:
-    return ("top_k", "farthest_first") if method in CLUSTERINGS else ("",)
-
-
 def _operators(model: str, batch: int, dtype: str, options: Options) -> list[Group]:
     """Score and every method, of a block's own number of tokens."""
     n = load(model, options.device, dtype).patch_embed.num_patches
     kept = [max(1, round(n * share)) for share in _KEPT[:1 if options.extent == "quick" else None]]
-    items = [Item("score"), *(Item(method, init, kept=k) for k in kept for method in _plain(options.methods) or METHODS
-                              for init in _starts(method))]
+    methods = [m for m in options.methods if m in METHODS] or METHODS          # without named ones: those are models
+    items = [Item("score"), *(Item(m, init, kept=k) for k in kept for m in methods for init in inits_of(m))]
     return [_steps("operators", model, batch, dtype, n, items, options)]
 
 
 def _growth(model: str, options: Options) -> list[Group]:
-    """Numbers of tokens, images and kept tokens, one varied at a time. Tokens are a square, so that the grid fits."""
+    """Numbers of tokens, images and kept tokens, varied one at a time. Tokens form a square, so that the grid fits."""
     dtype = options.dtypes[0]
     sides = (14, 20, 28, 40, 64) if options.growth else (14, 20, 28)
     names = [("score", ""), ("wk_medoids", "top_k"), ("wk_medoids", "farthest_first"), ("wk_means", "top_k")]
@@ -108,19 +99,19 @@ def _whole(part: str, model: str, batch: int, dtype: str, savings: Sequence[floa
 
 
 def _systems(part: str, options: Options) -> tuple[tuple[str, str, bool], ...]:
-    """(method, start, carried counts) of the whole models."""
+    """(method, init, carried counts) of the whole models."""
     if options.extent == "full" or options.methods:
         methods = options.methods or tuple(METHODS)
         carried = SYSTEMS[1:2] if "wk_medoids" in methods else ()
         named = tuple((m, "", NAMED[m].get("carry_counts", False)) for m in options.methods or NAMED if m in NAMED)
-        return carried + named + tuple((m, init, False) for m in _plain(methods) for init in _starts(m))
+        return carried + named + tuple((m, init, False) for m in methods if m in METHODS for init in inits_of(m))
     short = options.extent == "quick" or part == "training"
     return SYSTEMS[:2] + SYSTEMS[3:4] + SYSTEMS[5:6] if short else SYSTEMS
 
 
 @functools.lru_cache(maxsize=4)
 def load(model: str, device: str, dtype: str) -> Any:
-    """A model to time: its weights do not matter, so those that do not ship are random."""
+    """A model to time. Its weights do not matter: they are random unless they ship."""
     with torch.random.fork_rng():                 # timm draws weights from the global generator
         torch.manual_seed(0)
         vit = load_model(model).to(device, DTYPES[dtype])
@@ -133,7 +124,7 @@ def _block_macs(vit: Any, n: int) -> int:
 
 
 def tokens_like(batch: int, n: int, channels: int, seed: int = 0) -> Tensor:
-    """(batch, n, channels): tokens that repeat one another, as an image's do, so that clusters differ in size."""
+    """(batch, n, channels): many near copies, as in an image, so that clusters differ in size."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.randn(batch, 24, channels, generator=generator)
     which = (torch.rand(batch, n, generator=generator) ** 2 * 24).long()        # the first kinds are the most frequent
@@ -142,7 +133,7 @@ def tokens_like(batch: int, n: int, channels: int, seed: int = 0) -> Tensor:
 
 
 def _build_steps(group: Group, options: Options) -> Built:
-    """Single steps: what PooledViT does around one block, on tokens of any number."""
+    """Single steps: what PooledViT does around one block, on any number of tokens."""
     vit = load(group.model, options.device, group.dtype).eval()
     block, prefix, n = vit.blocks[0], vit.num_prefix_tokens, group.tokens
     x = tokens_like(group.batch_size, prefix + n, vit.embed_dim).to(options.device, DTYPES[group.dtype])
@@ -188,7 +179,7 @@ def _build_steps(group: Group, options: Options) -> Built:
 
 
 def _build_whole(group: Group, options: Options) -> Built:
-    """Plain and pooled models, one forward pass or one training step (no optimiser: it is the same for both)."""
+    """Plain and pooled models, one forward pass or one training step (without the optimiser, the same for both)."""
     vit = load(group.model, options.device, group.dtype)
     generator = torch.Generator().manual_seed(options.seed)
     size = vit.patch_embed.img_size

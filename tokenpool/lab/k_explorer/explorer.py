@@ -32,8 +32,9 @@ import tokenpool as tp
 from tokenpool.core.cost import Cost, ModelShape, count_macs
 from tokenpool.core.methods import Pooling
 from tokenpool.core.schedule import geometric
-from tokenpool.data.datasets import photographs, scale, square
+from tokenpool.data.datasets import scale
 from tokenpool.data.pebbles import CLASSES, REGIONS
+from tokenpool.data.photographs import photographs, square
 from tokenpool.lab.kit.cards import inline
 from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, details
 from tokenpool.lab.kit.session import pebbles, shipped_vit

@@ -156,7 +156,7 @@ class Lab:
 
     def photographs(self, size: int = 64) -> dict[str, np.ndarray]:
         """Five photographs of scikit-image and scikit-learn: name -> (3, size, size) uint8."""
-        from tokenpool.data.datasets import photographs
+        from tokenpool.data.photographs import photographs
         return photographs(size)
 
     def generator(self, seed: int = SEED) -> torch.Generator:
@@ -191,8 +191,8 @@ def photograph_vit() -> nn.Module:
 def shipped_rows(name: str) -> pd.DataFrame:
     """Recorded rows, read once: "pebbles" is one `make reproduce`, "<preset>-runs" are a preset's finetunings."""
     from tokenpool.data.weights import data_folder
-    from tokenpool.measure.rows import Results, frame
-    return frame(Results(data_folder() / "runs" / f"{name}.csv").rows)
+    from tokenpool.measure.rows import frame, read
+    return frame(read(data_folder() / "runs" / f"{name}.csv"))
 
 
 @functools.lru_cache(maxsize=8)
