@@ -271,6 +271,9 @@ def _bool(text: str) -> bool:
 _READ: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": _bool}
 
 
+COLUMNS = columns_of(Row)
+
+
 def frame(rows: Sequence[Provenance], kind: type[Provenance] = Row) -> pd.DataFrame:
     return pd.DataFrame([vars(row) for row in rows], columns=list(columns_of(kind)))
 
