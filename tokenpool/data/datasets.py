@@ -34,7 +34,6 @@ class Images:
     count: int
     loader: Any                         # iterable of (B, 3, H, W) float, (B,) int64
     batch_size: int
-    masks: np.ndarray | None = None     # (count, H, W), where the truth is known
     split: str = ""                     # empty where there is only one
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -69,9 +68,9 @@ def open_data(name: str, model: nn.Module, count: int | None = None, split: str 
         if model.num_classes != 30:
             raise ValueError(f"Pebbles have 30 classes, this model {model.num_classes}. "
                              "Use --model pebbles_vit, or --data with images of the model's own classes.")
-        images, labels, masks = Pebbles(seed=TEST_SEED, size=model.patch_embed.img_size[0]).batch(range(count or 600))
+        images, labels, _ = Pebbles(seed=TEST_SEED, size=model.patch_embed.img_size[0]).batch(range(count or 600))
         batches = list(zip(scale(images).split(batch_size), torch.from_numpy(labels).split(batch_size), strict=True))
-        return Images(name, len(labels), batches, min(batch_size, len(labels)), masks)
+        return Images(name, len(labels), batches, min(batch_size, len(labels)))
     data = find(name, split, _transform(model), download)
     if count is not None and count < len(data):
         data = torch.utils.data.Subset(data, spread(len(data), count))

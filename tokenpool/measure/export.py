@@ -166,17 +166,14 @@ def _one_sentence(done: str, work: Callable[[], Any]) -> Any:
         try:
             return work()
         except Exception as error:           # torch.export and torch.onnx each raise their own, several deep
-            causes = list(_causes(error))
-            lines = [line.strip() for cause in causes[::-1] for line in str(cause).splitlines() if line.strip()]
+            lines: list[str] = []            # those of the first cause at the front
+            cause: BaseException | None = error
+            while cause is not None:
+                lines[:0] = filter(None, map(str.strip, str(cause).splitlines()))
+                cause = cause.__cause__
             words = next((line for line in lines if "No ONNX function found" in line), (*lines, "no reason")[0])
             raise ValueError(f"This model cannot be {done}: {words[:240]} Use another method or init, such as "
                              "--method wk_medoids --init top_k.") from error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 @contextlib.contextmanager

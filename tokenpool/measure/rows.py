@@ -26,6 +26,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
+import timm
+import torch
 
 from tokenpool.data.files import replace_file
 
@@ -210,8 +212,6 @@ def write(path: Path, rows: Iterable[R], kind: type[R] = Row) -> None:          
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *(_line(row, columns) for row in rows)])
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class Results(Generic[R]):
@@ -317,18 +317,14 @@ def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
     """The columns of `Provenance` but the key; the same for all rows of a run."""
-    import timm
-    import torch
-
-    import tokenpool
-    return {"device": device_name(device), "threads": torch.get_num_threads(), "tokenpool": tokenpool.__version__,
+    from tokenpool import __version__
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "tokenpool": __version__,
             "code": code_version(), "torch": torch.__version__, "timm": timm.__version__,
             "python": platform.python_version(), "commit": _commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def device_name(device: str) -> str:
-    import torch
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     if torch.device(device).type != "cpu":
@@ -351,8 +347,8 @@ def code_version(package: Path = _PACKAGE) -> str:
     """
     sources = sorted(p for room in ("core", "models", "data", "measure") for p in (package / room).rglob("*.py"))
     if not sources:
-        import tokenpool
-        return tokenpool.__version__
+        from tokenpool import __version__
+        return __version__
     digest = hashlib.sha256()
     for path in sources:
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())

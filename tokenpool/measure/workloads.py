@@ -39,42 +39,41 @@ def plan(options: Options) -> list[Group]:
     """Groups, the most important first."""
     quick, full = options.extent == "quick", options.extent == "full"
     models = options.models[:1] if quick and options.models == Options.models else options.models
-    groups: list[Group] = []
+    trained = models if full or options.train else () if quick else models[:1]
     largest = max(options.batches)
+    batches = options.batches if full else (largest,)
+    groups: list[Group] = []
     for dtype in options.dtypes:
-        for batch in options.batches if full else (largest,):
-            groups += _operators(models[-1], batch, dtype, options)
+        groups += [_operators(models[-1], batch, dtype, options) for batch in batches]
         for model, batch in itertools.product(models, options.batches):
-            curve = options.savings or ((0.2, 0.42, 0.6) if full or (model == models[0] and batch == largest and not
-                                                                     quick) else (0.42,))
-            groups.append(_whole("forward", model, batch, dtype, curve, options))
-        for model in models if full or options.train else () if quick else models[:1]:
-            for batch in options.batches if full else (largest,):
-                groups.append(_whole("training", model, batch, dtype, options.savings or (0.42,), options))
+            curve = full or (model == models[0] and batch == largest and not quick)
+            savings = options.savings or ((0.2, 0.42, 0.6) if curve else (0.42,))
+            groups.append(_whole("forward", model, batch, dtype, savings, options))
+        groups += [_whole("training", model, batch, dtype, options.savings or (0.42,), options)
+                   for model in trained for batch in batches]
     if not quick or options.growth:
         groups += _growth(models[-1], options)
     return groups
 
 
-def _operators(model: str, batch: int, dtype: str, options: Options) -> list[Group]:
+def _operators(model: str, batch: int, dtype: str, options: Options) -> Group:
     """Score and every method, of a block's own number of tokens."""
     n = load(model, options.device, dtype).patch_embed.num_patches
     kept = [max(1, round(n * share)) for share in _KEPT[:1 if options.extent == "quick" else None]]
     methods = [m for m in options.methods if m in METHODS] or METHODS          # without named ones: those are models
     items = [Item("score"), *(Item(m, init, kept=k) for k in kept for m in methods for init in inits_of(m))]
-    return [_steps("operators", model, batch, dtype, n, items, options)]
+    return _steps("operators", model, batch, dtype, n, items, options)
 
 
 def _growth(model: str, options: Options) -> list[Group]:
     """Numbers of tokens, images and kept tokens, varied one at a time. Tokens form a square, so that the grid fits."""
     dtype = options.dtypes[0]
     sides = (14, 20, 28, 40, 64) if options.growth else (14, 20, 28)
-    names = [("score", ""), ("wk_medoids", "top_k"), ("wk_medoids", "farthest_first"), ("wk_means", "top_k")]
+    steps = [("score", ""), ("wk_medoids", "top_k"), ("wk_medoids", "farthest_first"), ("wk_means", "top_k")]
+    steps = [step for step in steps if not options.methods or step[0] in (*options.methods, "score")]
 
     def group(batch: int, n: int, k: int) -> Group:
-        return _steps("growth", model, batch, dtype, n, [Item(name, init, kept=k) for name, init in names
-                                                         if not options.methods or name in (*options.methods, "score")],
-                      options)
+        return _steps("growth", model, batch, dtype, n, [Item(*step, kept=k) for step in steps], options)
 
     points = [group(1, side * side, side * side // 2) for side in sides]
     if options.growth:
