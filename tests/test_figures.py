@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tokenpool.measure import rows
+from tokenpool.measure.rows import Row, frame
 from tokenpool.report import figures, verdicts
 
 
@@ -13,7 +13,7 @@ def row(**changes):
                 images=1000, reconstruction_error=0.0, images_per_second=10.0, batch_size=100, model="m",
                 weights="w", data="d", device="c", threads=2, tokenpool="0", torch="2", timm="1", python="3",
                 commit="c", date="today")
-    return rows.Row(**(base | changes))
+    return Row(**(base | changes))
 
 
 def table(gap, start_gap=0.0):
@@ -25,7 +25,7 @@ def table(gap, start_gap=0.0):
                 rows.append(row(key=f"{method}{init}{saving}{counts}", method=method, init=init, counts=counts,
                                 saving=saving, gmacs=1 - saving, top1=top1, top1_low=top1 - 0.02,
                                 top1_high=top1 + 0.02))
-    return rows.frame(rows)
+    return frame(rows)
 
 
 @pytest.mark.parametrize(("gap", "verdict"), [(0.2, verdicts.HOLDS), (-0.2, verdicts.FAILS), (0.01, verdicts.MIXED)])
@@ -41,7 +41,7 @@ def test_robustness_is_a_difference_of_starts(gap, verdict):
 
 
 def test_what_was_not_measured_is_said_to_be_untested():
-    said = verdicts.verdicts(rows.frame([row()]))
+    said = verdicts.verdicts(frame([row()]))
     assert sum(v.verdict == verdicts.UNTESTED for v in said) == len(said) - 1          # the counted one holds
     assert next(v for v in said if v.verdict == verdicts.HOLDS).claim.startswith("over 80 %")
 
