@@ -152,7 +152,7 @@ def test_what_is_measured_is_checked():
     assert len(wanted) == len(set(wanted)) == 1 + 3 * (2 * (2 + 1 + 1 + 2 + 2) + len(dense.PEERS))
     with pytest.raises(ValueError, match="Did you mean 'top_k'"):
         dense.settings(["top_kk"])
-    with pytest.raises(ValueError, match=r"A budget of 1.5 is not a share"):
+    with pytest.raises(ValueError, match=r"A saving of 1.5 is not a share"):
         dense.settings(budgets=[1.5])
     with pytest.raises(ValueError, match="0 seeds"):
         dense.settings(seeds=0)
@@ -209,7 +209,7 @@ def test_the_same_command_measures_nothing_again(run, capsys):
     (out / "other").mkdir()
     (out / "other" / "dense.csv").write_text("a,b\n1,2\n")
     assert main([*SMALL, "--out", str(out / "other")]) == 2
-    assert "not a file of dense rows" in capsys.readouterr().err
+    assert "its columns differ" in capsys.readouterr().err
     assert main(["dense", "--truth", "region"]) == 2
     assert "Did you mean 'regions'" in capsys.readouterr().err
 

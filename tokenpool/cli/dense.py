@@ -26,17 +26,18 @@ def run(options: Options) -> None:
     from tokenpool.core.checks import one_of
     from tokenpool.data.weights import load_model
     from tokenpool.measure import dense
+    from tokenpool.measure.rows import DenseRow, Results
     from tokenpool.report import dense_page
 
     one_of("truth", options.truth, dense.TRUTHS, "")
     wanted = dense.settings(options.method or dense.COMPARED, options.saving or dense.BUDGETS, options.seeds)
     model = load_model(checkpoint=options.checkpoint)
     data = dense.Data.make(options.train_images, options.images, options.truth)
-    file, page = options.out / "dense.csv", options.out / "index.html"
+    results, page = Results(options.out / "dense.csv", DenseRow), options.out / "index.html"
     print(f"{len(wanted)} measurements on {options.images} images of pebbles; "
           f"{', '.join(dense.TRUTHS[options.truth])}")
     with show.progress(len(wanted)) as tell:
-        rows = dense.measure(model, wanted, data, file, tell=tell)
+        rows = dense.measure(model, wanted, data, results, tell=tell)
     dense_page.write_page(page, rows, model, data)
     points = dense_page.summary(rows)
     if (points["saving"] > 0).any():
@@ -45,7 +46,7 @@ def run(options: Options) -> None:
         show.by_saving(_cells(points[points["saving"] > 0]))
         print()
     show.sentences(dense_page.told(rows))
-    show.written(page, file)
+    show.written(page, results.path)
 
 
 def _cells(points) -> dict:

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of each."""
+"""Replacing a file in one step: readers see the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Write to the path that this gives; `path` is replaced in one step when the block ends without an error."""
+    """Yields a path to write to, which replaces `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary

@@ -1,16 +1,16 @@
-"""Pebbles: seeded images whose redundancy is known, made from nothing.
+"""Pebbles: synthetic images with known redundancy, drawn from a seed.
 
-A large pebble and a small one lie on a ground. Each of the three is of one of six materials, in two random colours;
-the two pebbles never share a material. **The label is the pair (large, small): 30 classes.** Colour, place, light and
-ground tell nothing about it, so a model has to look at both pebbles, and the small one covers only a few patches.
-That is the situation the paper argues about: hundreds of near copies (ground, large pebble) beside few tokens that
-nobody else can stand in for (small pebble). The masks say which patch is which.
+A large pebble and a small one lie on a ground. Each of the three is made of one of six materials, in two random
+colours; the two pebbles never share a material. **The label is the pair (large, small): 30 classes.** Colour, place,
+light and ground say nothing about it, so a model has to look at both pebbles, and the small one covers only a few
+patches. That is the paper's case: many near copies (ground, large pebble) and a few tokens that no other token can
+represent (small pebble). The masks say which patch is which.
 
     scenes = Pebbles(seed=1)
     images, labels, masks = scenes.batch(range(8))     # (8, 3, 64, 64) uint8, (8,) int64, (8, 64, 64) uint8
 
-Image i of seed s is the same on every machine and in every batch: all its random numbers come from one
-counter-based generator keyed by (s, i). No file is read.
+Image i of seed s is the same on every machine and in every batch: its random numbers come from a counter-based
+generator with the key (s, i). No file is read.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _N_UNIFORM = 80                               # random numbers a scene may use; 
 
 @dataclass(frozen=True)
 class Pebbles:
-    """The generator; its fields are the knobs.
+    """The generator.
 
     Args:
-        seed: which endless series of images.
+        seed: of an endless series of images.
         size: side of the square image in pixels.
         difficulty: 0 (bold, clean) to 1 (faint textures, turned by up to 18 degrees, strong grain).
         imbalance: area of the large pebble over area of the small one, 1 to 12. At the default 4 a 64-pixel
@@ -51,9 +51,9 @@ class Pebbles:
         if not 16 <= self.size <= 1024:
             raise ValueError(f"size={self.size} is not an image side that Pebbles can draw. Use 16 to 1024 pixels.")
         if not 0.0 <= self.difficulty <= 1.0:
-            raise ValueError(f"difficulty={self.difficulty} is outside its scale. Use 0 (clean) to 1 (faint, grainy).")
+            raise ValueError(f"difficulty={self.difficulty} is out of range. Use 0 (clean) to 1 (faint, grainy).")
         if not 1.0 <= self.imbalance <= 12.0:
-            raise ValueError(f"imbalance={self.imbalance} is outside its scale. Use 1 (equal pebbles) to 12.")
+            raise ValueError(f"imbalance={self.imbalance} is out of range. Use 1 (equal pebbles) to 12.")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} is negative. Use 0 or more.")
 
@@ -66,7 +66,7 @@ class Pebbles:
         """
         ids = list(indices)
         if not ids:
-            raise ValueError("An empty list of image numbers. Ask for at least one, e.g. batch(range(8)).")
+            raise ValueError("The list of image numbers is empty. Give at least one, such as batch(range(8)).")
         parts = [self._render(*self._draw(ids[i:i + _CHUNK])) for i in range(0, len(ids), _CHUNK)]
         images, labels, masks = (np.concatenate(p) for p in zip(*parts, strict=True))
         return images, labels, masks
@@ -173,7 +173,7 @@ class Pebbles:
 
 
 class _Uniforms:
-    """Hands out one column of a (batch, n) table of uniforms per call, so that every draw has its own number."""
+    """Returns the next column of a (batch, n) table of uniforms at each call, so that each draw has its own number."""
 
     def __init__(self, table: np.ndarray) -> None:
         self._table, self._next = table, 0
@@ -184,7 +184,7 @@ class _Uniforms:
 
 
 def _px(per_image: np.ndarray) -> np.ndarray:
-    """(batch,) -> (batch, 1, 1); float32, or one stray float64 would double the time of everything after it."""
+    """(batch,) -> (batch, 1, 1) in float32: a single float64 would double the time of everything after it."""
     return per_image[:, None, None].astype(np.float32)
 
 

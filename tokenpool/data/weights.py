@@ -1,4 +1,4 @@
-"""Models with their weights: the one that ships, timm's own, or a file; checked before it is trusted."""
+"""Models with their weights: the shipped one, timm's public ones, or those of a file, which are checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,30 +18,30 @@ SHIPPED = "pebbles_vit"
 
 
 def data_folder() -> Path:
-    """`data/` of the checkout, or its copy inside an installed wheel."""
+    """`data/` of the checkout, or its copy in an installed wheel."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package.parent / "data", package / "_data"):
         if (folder / "checksums.txt").exists():
             return folder
-    raise FileNotFoundError(f"The data that ships is missing: no checksums.txt in {package.parent / 'data'}. "
+    raise FileNotFoundError(f"The shipped data is missing: no checksums.txt in {package.parent / 'data'}. "
                             "Clone the repository again, or install the package again.")
 
 
 def shipped_weights(name: str = f"{SHIPPED}/model.safetensors") -> Path:
-    """Path of weights that ship, after comparing their checksum."""
+    """Path of shipped weights, after checking their checksum."""
     folder = data_folder()
     path = folder / name
     wanted = dict(reversed(line.split()) for line in (folder / "checksums.txt").read_text().splitlines() if line)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing. Bring it back with `git checkout data`.")
+        raise FileNotFoundError(f"{path} is missing. Restore it with `git checkout data`.")
     if sha256(path) != wanted[name]:
         raise ValueError(f"{path} is damaged: its checksum is not the one in {folder / 'checksums.txt'}. "
-                         "Bring it back with `git checkout data`.")
+                         "Restore it with `git checkout data`.")
     return path
 
 
 def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: bool = False) -> nn.Module:
-    """A timm model by name, in evaluation mode, with the weights asked for.
+    """A timm model by name, in evaluation mode, with its weights.
 
     Args:
         name: any timm model name, pebbles_vit, deit_e252_patch16_224, deit_e318_patch16_224, or timm's
@@ -52,7 +51,7 @@ def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: 
 
     Raises:
         ValueError: an unknown name, or a checkpoint that is damaged or of another model.
-        OSError: weights that can neither be found nor fetched.
+        OSError: weights that are neither found nor fetched.
     """
     source, colon, _ = name.partition(":")
     if not colon:
@@ -88,13 +87,10 @@ def load_into(model: nn.Module, name: str, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}. Give the path of a .safetensors or .pth file.")
     try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu",
-                                                                                      weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: "
-                         f"{str(error).splitlines()[0]}). Copy or download it again.") from error
-    except Exception as error:         # torch.load: pickle errors of many kinds
-        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}). "
+        state: Any = (load_file(path) if path.suffix == ".safetensors" else
+                      torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:         # safetensors and pickle raise errors of many kinds
+        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: {_first_line(error)}). "
                          "Copy or download it again.") from error
     for key in ("model", "state_dict"):
         state = state.get(key, state) if isinstance(state, dict) else state

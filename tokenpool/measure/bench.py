@@ -1,40 +1,43 @@
 """`tokenpool bench`: is a saving in computations a saving in time? Things are timed in turns with what they replace.
 
     options = Options(models=("deit_small_patch16_224",))
-    timings = run(options, timed.plan(options), Path("results/bench"))
+    timings = run(options, workloads.plan(options), Path("results/bench"))
 
-A machine slows down and speeds up while it is measured, by more than what is to be seen. So every item is timed between
-two runs of its baseline, in rounds of random order, and only the ratio is kept: median and quartiles over rounds. What
-the items are is in `workloads.py`; here is how they are timed, and how a stopped run goes on.
+A machine changes its speed while it is measured, by more than the differences of interest. So every item is timed
+between two runs of its baseline, in rounds of random order, and only the ratio is kept: median and quartiles over
+rounds. `workloads.py` has the items; this file times them.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import timm
 import torch
 
 from tokenpool.core import kernels
 from tokenpool.core.checks import one_of
 from tokenpool.core.methods import METHODS
-from tokenpool.data.files import replace_file
 from tokenpool.measure import memory
-from tokenpool.measure.accuracy import device_name
+from tokenpool.measure.accuracy import check_wanted
 from tokenpool.measure.options import option
-from tokenpool.measure.rows import Results, Timing, key_of, provenance
+from tokenpool.measure.rows import Results, Timing, device_name, key_of, read, write
+from tokenpool.measure.sweep import Task, Tell, sweep
 from tokenpool.models.published import NAMED
 
 Run = Callable[[], object]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNFINISHED = "unfinished.csv"
+K = TypeVar("K", bound=Hashable)
 _SHORTEST = 0.01          # seconds: a call that takes less is repeated until a sample takes about as long
 _MOST_CALLS = 50
 
@@ -74,15 +77,12 @@ class Options:
         for batch in self.batches:
             if batch < 1:
                 raise ValueError(f"A batch of {batch} images cannot be timed. Use whole numbers from 1, such as 16.")
-        for saving in self.savings:
-            if not 0 < saving < 1:
-                raise ValueError(f"A saving of {saving} is not a share of the computations. "
-                                 "Use numbers between 0 and 1, such as 0.42.")
+        check_wanted((), self.savings, 1)
         if self.cpu_time and (torch.device(self.device).type != "cpu" or torch.get_num_threads() > 1):
-            raise ValueError("CPU time says how long one thread worked; with several, or a GPU, it is not the time one "
-                             "waits. Add --threads 1 --device cpu, or leave out --cpu-time.")
+            raise ValueError("CPU time is the time that one thread works, which says little with several threads or a "
+                             "GPU. Add --threads 1 --device cpu, or leave out --cpu-time.")
         if self.rounds < 1:
-            raise ValueError(f"{self.rounds} rounds measure nothing. Use 1 or more; quartiles want 5.")
+            raise ValueError(f"{self.rounds} rounds measure nothing. Use 1 or more; quartiles need 5.")
         if self.seconds is not None and self.seconds <= 0:
             raise ValueError(f"{self.seconds:g} seconds measure nothing. Use --seconds 240, or --full for no limit.")
 
@@ -94,7 +94,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Item:
-    """What one row is about, beside its group."""
+    """What one row is about, within its group."""
 
     name: str
     init: str = ""
@@ -105,7 +105,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Built:
-    """A group made ready: functions to time, and each one's multiply-adds over the baseline's."""
+    """A group, ready to run: functions to time, and each one's multiply-adds over the baseline's."""
 
     baseline: Run
     items: Mapping[Item, Run]
@@ -125,7 +125,7 @@ class Group:
     baseline: str
     items: tuple[Item, ...]
     build: Callable[[Group, Options], Built]
-    weight: float                                 # multiply-adds of a round: its part of the time there is
+    weight: float                                 # multiply-adds of a round, by which the time is shared out
 
     def __str__(self) -> str:
         return f"{self.part}, {self.model}, {self.tokens} tokens, batch {self.batch_size}, {self.dtype}"
@@ -147,11 +147,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Seconds a call takes by `clock`, the device's queue emptied before and after; `wall` is for time budgets."""
+    """Seconds a call takes by `clock`; `wait` empties the device's queue. `wall` is for time budgets."""
 
     wait: Callable[[], object] = lambda: None
     clock: Callable[[], float] = time.perf_counter
     wall: Callable[[], float] = time.perf_counter
+
+    @classmethod
+    def on(cls, device: str, cpu_time: bool = False) -> Stopwatch:
+        """For a device; `cpu_time` counts only while this process works."""
+        kind = torch.device(device).type
+        wait = {"cuda": lambda: torch.cuda.synchronize(device), "mps": torch.mps.synchronize}.get(kind, cls.wait)
+        return cls(wait, time.process_time if cpu_time else time.perf_counter)
 
     def time(self, run: Run, calls: int = 1) -> float:
         self.wait()
@@ -162,18 +169,19 @@ class Stopwatch:
         return (self.clock() - started) / calls
 
 
-def in_turns(watch: Stopwatch, baseline: tuple[Run, int], items: Mapping[Item, tuple[Run, int]], rounds: int,
-             seconds: float = math.inf, seed: int = 0, lost: Callable[[Item, BaseException], None] | None = None
-             ) -> dict[Item, list[Sample]]:
+def in_turns(watch: Stopwatch, baseline: tuple[Run, int], items: Mapping[K, tuple[Run, int]], rounds: int,
+             seconds: float = math.inf, seed: int = 0, lost: Callable[[K, Exception], None] | None = None
+             ) -> dict[K, list[Sample]]:
     """Samples of every item, at most one a round: baseline, item, baseline, item, ..., baseline.
 
     Args:
         baseline, items: what to run, and how many calls make a sample.
-        seconds: a round is not begun when the longest one so far would not end within them. One is always made.
-        lost: called when an item runs out of memory, which ends its turns. None: the error is raised.
+        seconds: no round starts that would not end in time if it took as long as the longest so far. There is always
+            one round.
+        lost: called with an item's error, which ends its turns; None: the error is raised.
     """
     order = random.Random(seed)
-    samples: dict[Item, list[Sample]] = {item: [] for item in items}
+    samples: dict[K, list[Sample]] = {item: [] for item in items}
     started, longest = watch.wall(), 0.0
     for index in range(rounds):
         begun = watch.wall()
@@ -184,7 +192,7 @@ def in_turns(watch: Stopwatch, baseline: tuple[Run, int], items: Mapping[Item, t
             try:
                 took = watch.time(*items[item])
             except Exception as error:
-                if lost is None or not memory.ran_out(error):
+                if lost is None:
                     raise
                 lost(item, error)
                 del samples[item]
@@ -211,147 +219,121 @@ def quartiles(samples: Sequence[Sample]) -> tuple[float, float, float]:
 
 # ---- measuring groups ----
 
-def run(options: Options, groups: Sequence[Group], folder: Path,
-        tell: Callable[[str, int, int], None] | None = None) -> list[Timing]:
+def run(options: Options, groups: Sequence[Group], folder: Path, tell: Tell | None = None) -> list[Timing]:
     """Time everything into `folder`, which holds one run.
 
-    While it goes on, rows are in unfinished.csv, and a stopped run goes on from there. When it ends they become
-    bench.csv, in place of an earlier run's, and the next call times everything anew.
+    Until it is finished its rows are in unfinished.csv, where a stopped run resumes. Then they replace bench.csv, and
+    the next call times everything again.
     """
-    store = Results(folder / UNFINISHED, Timing)
-    rows = measure(options, groups, store, tell)
-    with replace_file(folder / "bench.csv") as temporary:
-        finished = Results(temporary, Timing)
-        for row in rows:
-            finished.add(row)
-    store.path.unlink()
+    results = Results(folder / UNFINISHED, Timing)
+    rows = measure(options, groups, results, tell)
+    write(folder / "bench.csv", rows, Timing)
+    results.path.unlink(missing_ok=True)
     return rows
 
 
 def unfinished(folder: Path) -> int:
-    """Rows that a stopped run has left in a folder."""
+    """Number of rows that a stopped run has left in a folder."""
     path = folder / UNFINISHED
-    return len(Results(path, Timing).rows) if path.exists() else 0
+    return len(read(path, Timing)) if path.exists() else 0
 
 
-def measure(options: Options, groups: Sequence[Group], store: Results[Timing],
-            tell: Callable[[str, int, int], None] | None = None, watch: Stopwatch | None = None) -> list[Timing]:
-    """Time what is not in the store yet; returns the rows of all items, in the order of the plan.
+def measure(options: Options, groups: Sequence[Group], results: Results[Timing], tell: Tell | None = None,
+            watch: Stopwatch | None = None) -> list[Timing]:
+    """Time what is missing; returns the rows of all items, in the order of the plan.
 
-    Args:
-        tell: called with (what is going on, groups done, groups in all).
-
-    The rows of a group are stored when its last round is over, so a stopped run loses one group at most. With a time
-    budget every group gets its part of what is left, by the multiply-adds of a round.
+    The rows of a group are added after its last round, so a stopped run loses one group at most. With a time budget
+    every group gets its part of what is left, by the multiply-adds of a round.
     """
-    watch = watch or Stopwatch(waiter(options.device), time.process_time if options.cpu_time else time.perf_counter)
-    started = watch.wall()
-    origin = provenance()
-    rows = {row.key: row for row in store.rows}
-    keys: list[str] = []
+    clock = watch or Stopwatch.on(options.device, options.cpu_time)
+    started = clock.wall()
+
+    def measure_one(index: int, columns: dict[str, Any], missing: Mapping[str, Item]
+                    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        left = math.inf if options.seconds is None else options.seconds - (clock.wall() - started)
+        allowance = left * groups[index].weight / sum(g.weight for g in groups[index:])
+        group = replace(groups[index], items=tuple(missing.values()))
+        found = measure_group(group, options, allowance, clock)
+        for key, item in missing.items():
+            yield key, columns | vars(item) | found[item]
+
+    tasks = []
     for index, group in enumerate(groups):
-        if tell:
-            tell(str(group), index, len(groups))
-        fixed = dict(part=group.part, baseline=group.baseline, model=group.model, tokens=group.tokens,
-                     batch_size=group.batch_size, dtype=group.dtype, compiled=options.compiled,
-                     kernel=options.kernel or "auto", device=device_name(options.device),
-                     threads=torch.get_num_threads(), clock="cpu" if options.cpu_time else "wall")
-        same_code = {k: origin[k] for k in ("tokenpool", "torch", "timm", "commit")}
-        key = {item: key_of(**fixed, **vars(item), **same_code, rounds=options.rounds) for item in group.items}
-        keys += key.values()
-        if all(k in rows for k in key.values()):
-            continue
-        left = math.inf if options.seconds is None else options.seconds - (watch.wall() - started)
-        allowance = left * group.weight / sum(g.weight for g in groups[index:])
-        for item, found in measure_group(group, options, allowance, watch).items():
-            row = Timing(key=key[item], **fixed, **vars(item), **found, **origin)
-            rows[row.key] = row
-            store.add(row)
-    if tell:
-        tell("done", len(groups), len(groups))
-    return [rows[k] for k in keys]
+        columns = dict(part=group.part, baseline=group.baseline, model=group.model, tokens=group.tokens,
+                       batch_size=group.batch_size, dtype=group.dtype, compiled=options.compiled,
+                       kernel=options.kernel or "auto", clock="cpu" if options.cpu_time else "wall")
+        decides = columns | dict(device=device_name(options.device), threads=torch.get_num_threads(),
+                                 torch=torch.__version__, timm=timm.__version__, rounds=options.rounds)
+        tasks.append(Task(str(group), {key_of(**decides, **vars(item)): item for item in group.items},
+                          functools.partial(measure_one, index, columns)))
+    return sweep(tasks, results, options.device, tell)
 
 
 def measure_group(group: Group, options: Options, seconds: float, watch: Stopwatch) -> dict[Item, dict[str, Any]]:
-    """What was found out about each item, as columns of a Timing."""
-    empty = dict(share=0.0, ratio=0.0, ratio_low=0.0, ratio_high=0.0, seconds=0.0, baseline_seconds=0.0, rounds=0,
-                 peak_mib=0.0, baseline_peak_mib=0.0)
+    """What was measured of each item, as columns of a Timing."""
     too_late = f"not reached in {options.seconds:g} s" if options.seconds else ""
+    notes = dict.fromkeys(group.items, too_late)
+
+    def lost(item: Item, error: Exception) -> None:
+        notes[item] = f"out of memory ({_no_memory(error, options.device)})"
+
     if seconds <= 0:
-        return {item: empty | {"note": too_late} for item in group.items}
-    notes: dict[Item, str] = {}
-
-    def lost(item: Item, error: BaseException) -> None:
-        notes[item] = f"out of memory ({_first_line(error)})"
-        _tidy(options.device)
-
+        return {item: dict(note=too_late) for item in group.items}
     started = watch.wall()
     with memory.bounded(options.device):
         try:
             built = group.build(group, options)
             plain, plain_peak = _ready(built.baseline, options.device, watch)
         except Exception as error:
-            if not memory.ran_out(error):
-                raise
-            _tidy(options.device)
-            return {item: empty | {"note": f"the {group.baseline} ran out of memory ({_first_line(error)})"}
-                    for item in group.items}
+            why = f"the {group.baseline} ran out of memory ({_no_memory(error, options.device)})"
+            return {item: dict(note=why) for item in group.items}
+        notes |= built.notes
         ready: dict[Item, tuple[Run, int]] = {}
         peaks: dict[Item, float] = {}
-        for item, run in built.items.items():
-            if watch.wall() - started > seconds / 2 and ready:      # the rest of the time is for the rounds
-                notes[item] = too_late
-                continue
+        for item in (item for item in group.items if item in built.items):
+            if ready and watch.wall() - started > seconds / 2:      # the rest of the time is for the rounds
+                break
             try:
-                calls, peaks[item] = _ready(run, options.device, watch)
-                ready[item] = run, calls
+                calls, peaks[item] = _ready(built.items[item], options.device, watch)
+                ready[item] = built.items[item], calls
             except Exception as error:
-                if not memory.ran_out(error):
-                    raise
                 lost(item, error)
         samples = in_turns(watch, (built.baseline, plain), ready, options.rounds,
                            seconds - (watch.wall() - started), options.seed, lost)
+    _tidy(options.device)
     found = {}
     for item in group.items:
-        share = built.shares.get(item, 0.0)
-        mine = samples.get(item, [])
+        found[item] = dict(share=built.shares.get(item, 0.0), baseline_peak_mib=plain_peak)
+        mine = samples.get(item)
         if not mine:
-            note = notes.get(item) or built.notes.get(item) or too_late
-            found[item] = empty | dict(share=share, baseline_peak_mib=plain_peak, note=note)
+            found[item]["note"] = notes[item]
             continue
         low, middle, high = quartiles(mine)
-        found[item] = dict(
-            share=share, ratio=middle, ratio_low=low, ratio_high=high,
-            seconds=statistics.median(s.item for s in mine),
-            baseline_seconds=statistics.median(s.baseline for s in mine), rounds=len(mine), peak_mib=peaks[item],
-            baseline_peak_mib=plain_peak, note="")
-    _tidy(options.device)
+        found[item] |= dict(ratio=middle, ratio_low=low, ratio_high=high, rounds=len(mine), peak_mib=peaks[item],
+                            seconds=statistics.median(s.item for s in mine),
+                            baseline_seconds=statistics.median(s.baseline for s in mine))
     return found
 
 
 def _ready(run: Run, device: str, watch: Stopwatch) -> tuple[int, float]:
-    """Warm up (compilers, caches), then: how many calls make a sample, and the peak memory of one in MiB."""
+    """Warms up (compilers, caches); returns how many calls make a sample, and the peak memory of one in MiB."""
     watch.time(run)
     peaks: list[float] = []
     took = watch.time(lambda: peaks.append(memory.peak(run, device)))
-    if took < 10 * _SHORTEST:                     # the peak's bookkeeping would count
+    if took < 10 * _SHORTEST:                     # measuring the peak would count
         took = watch.time(run)
     return min(_MOST_CALLS, max(1, math.ceil(_SHORTEST / max(took, 1e-6)))), peaks[0]
+
+
+def _no_memory(error: Exception, device: str) -> str:
+    """What an error says about memory, after freeing some; any other error is raised."""
+    if not memory.ran_out(error):
+        raise error
+    _tidy(device)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _tidy(device: str) -> None:
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
-
-
-def waiter(device: str) -> Callable[[], object]:
-    """What empties the device's queue, so that a clock sees the end of the work."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return lambda: torch.cuda.synchronize(device)
-    return torch.mps.synchronize if kind == "mps" else lambda: None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

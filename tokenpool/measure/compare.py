@@ -1,25 +1,24 @@
-"""`tokenpool reproduce --peers`: every method side by side without finetuning, at equal cost in two senses.
+"""`tokenpool reproduce --peers`: every method without finetuning, compared at equal cost in two senses.
 
     entries = measure(model, "pebbles_vit", images, few, Results(path, Entry))
 
-**Equal multiply-adds**: every contender gets the schedule that saves the same share of the plain model's, clustering
-counted in. **Equal measured time**: every contender gets the schedule that takes the same share of the plain model's
-time on this machine. A method may be cheap on paper and slow, or the reverse; whoever wins both ways has won.
+**Equal multiply-adds**: every method gets the schedule that saves the same share of the plain model's, clustering
+included. **Equal measured time**: every method gets the schedule that takes the same share of the plain model's time
+on this machine. A method may be cheap on paper and slow, or the reverse; the best in both senses has won.
 
-A contender is a method with the options its authors published it with, or ours (published.py). To find equal time,
-each is timed in turns with the plain model at a few savings, the saving that takes the wanted time is read off between
-them, and what it takes is timed again: that time is the entry's. On a CPU it is the time one thread works, which other
-programs change little; elsewhere it is the time one waits.
+The methods are those of `models.published`, each with its authors' options or ours. To find equal time, each is timed
+in turns with the plain model at a few savings, the saving that takes the wanted time is interpolated, and it is timed
+again: that is the recorded time. On a CPU it is the time that one thread works, which other programs change little;
+elsewhere it is wall time.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,220 +26,176 @@ from torch import Tensor, nn
 
 from tokenpool.core.schedule import OutOfReach
 from tokenpool.data.datasets import Images
-from tokenpool.data.weights import fingerprint
-from tokenpool.measure.accuracy import Batches, check_wanted, device_name, read_once
-from tokenpool.measure.bench import Item, Stopwatch, in_turns, quartiles, waiter
-from tokenpool.measure.rows import Results, key_of, pack, provenance, wilson
-from tokenpool.models.model_cost import macs
+from tokenpool.measure.accuracy import check_wanted, cost_of, right_of, subject
+from tokenpool.measure.bench import Stopwatch, in_turns, quartiles
+from tokenpool.measure.rows import Entry, Results, answers, device_name, key_of
+from tokenpool.measure.sweep import Task, Tell, sweep
 from tokenpool.models.published import NAMED_METHODS, NamedMethod
 from tokenpool.models.vit import PooledViT
 
 BUDGETS = (0.3, 0.42, 0.5, 0.6, 0.7, 0.8)
 FAIR = {"macs": "equal multiply-adds", "time": "equal measured time"}
-_TIMED_AT = (0.15, 0.3, 0.42, 0.5, 0.6, 0.7, 0.8, 0.88)        # savings between which equal time is read off
+_TIMED_AT = (0.15, 0.3, 0.42, 0.5, 0.6, 0.7, 0.8, 0.88)        # savings between which equal time is interpolated
 _ROUNDS = 5
-_MISSED = 0.03                # of the wanted time: a contender farther off is given another saving
+_MISSED = 0.03                # of the wanted time: a method farther off is given another saving
 _TRIES = 5
-_TOO_FAR = 0.1                # of the wanted time: who never came nearer has no entry
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One contender at one budget, fair in one of two senses, and everything that is needed to repeat it."""
-
-    key: str
-    name: str                     # of the contender
-    fitted: bool                  # K per block fitted to a few images; else geometric
-    fair: str                     # "macs" or "time": what is equal for all at this budget
-    budget: float                 # share of it that is saved
-    method: str
-    init: str
-    metric: str
-    position: str
-    counts: bool
-    saving: float                 # share of the multiply-adds that was asked for
-    schedule: str
-    gmacs: float                  # of one image, clustering included
-    gmacs_plain: float
-    time: float                   # time over the plain model's, timed in turns: median
-    time_low: float               # quartiles over rounds
-    time_high: float
-    rounds: int
-    batch_size: int               # while timing
-    top1: float
-    top1_low: float               # 95 %, Wilson
-    top1_high: float
-    cosine: float                 # between the features the classifier reads and the plain model's; mean over images
-    images: int
-    fitted_on: int                # images without labels
-    model: str
-    weights: str
-    data: str                     # of a folder its last name
-    device: str
-    clock: str                    # "cpu": time that one thread worked; "wall"
-    tokenpool: str
-    torch: str
-    timm: str
-    python: str
-    commit: str
-    date: str
-    right: str                    # which images were right, as bits
-    top1_plain: float = 0.0       # of the model with all its tokens
-
-    @property
-    def label(self) -> str:
-        return NamedMethod(self.name, {}, self.fitted).label
+_TOO_FAR = 0.1                # of the wanted time: methods that miss it by more have no entry
 
 
 def measure(model: nn.Module, model_name: str, images: Images, few: Tensor, results: Results[Entry],
-            budgets: Sequence[float] = BUDGETS, contenders: Sequence[NamedMethod] = NAMED_METHODS, device: str = "cpu",
-            rounds: int = _ROUNDS, batch_size: int = 100, tell: Callable[[str, int, int], None] | None = None,
-            watch: Stopwatch | None = None) -> list[Entry]:
-    """Every contender at every budget in both senses; what `results` holds already is not measured again.
+            budgets: Sequence[float] = BUDGETS, methods: Sequence[NamedMethod] = NAMED_METHODS, device: str = "cpu",
+            rounds: int = _ROUNDS, batch_size: int = 100, tell: Tell | None = None, watch: Stopwatch | None = None
+            ) -> list[Entry]:
+    """Measure what is missing; returns the rows of every method at every budget in both senses.
 
     Args:
-        few: (n, 3, H, W) images to fit schedules on. tell: called with (what is going on, done, total).
+        few: (n, 3, H, W) images to fit schedules on.
         batch_size: images at a time while timing, at most.
 
-    A budget that a contender cannot meet gives no entry: its clustering costs more than is saved, or it is too slow.
+    A budget that a method cannot meet has no row: its clustering costs more than is saved, or it is too slow.
     """
     check_wanted((), budgets, 1)
     model = model.to(device).eval()
-    batches = read_once(images, device)
-    lane = _Lane(model, few.to(device), next(iter(batches))[0][:batch_size].to(device), watch, rounds)
-    origin = provenance()
-    about = dict(model=model_name, weights=fingerprint(model), data=Path(images.name).name, images=images.count,
-                 device=device_name(device), clock="cpu" if lane.cpu else "wall", tokenpool=origin["tokenpool"])
-    rows = {row.key: row for row in results.rows}
-    wanted = [(fair, budget, contender, key_of(**about, fair=fair, budget=budget, name=contender.name,
-                                               options=sorted(contender.options.items()), fitted=contender.fitted,
-                                               fitted_on=len(few), rounds=rounds, batch=len(lane.x)))
-              for budget in budgets for fair in FAIR for contender in contenders]
-    truth: list[Tensor] = []
-    plain = 0.0
-    for index, (fair, budget) in enumerate((f, b) for b in budgets for f in FAIR):
-        missing = {c: key for f, b, c, key in wanted if (f, b) == (fair, budget) and key not in rows}
-        if tell:
-            tell(f"{len(missing)} contenders, saving {budget:.0%}, {FAIR[fair]}", index, len(budgets) * len(FAIR))
-        if not missing:
-            continue
-        if not truth:
-            with torch.inference_mode(), _read_by_the_classifier(model) as truth:
-                right = [(model(x.to(device)).argmax(1).cpu() == y.cpu()).double() for x, y in batches]
-            plain = float(torch.cat(right).mean())
-        ready = lane.at_macs(list(missing), budget) if fair == "macs" else lane.at_time(list(missing), 1 - budget)
-        for contender, (saving, pooled, (low, middle, high, made)) in ready.items():
-            key = missing[contender]
-            rows[key] = Entry(
-                key=key, name=contender.name, fitted=contender.fitted, fair=fair, budget=budget,
-                method=pooled.pooling.method, init=pooled.pooling.init_name() or "", metric=pooled.metric,
-                position=pooled.position, counts=pooled.carry_counts, saving=round(saving, 4),
-                schedule=" ".join(map(str, pooled.schedule or ())), gmacs=macs(pooled).total / 1e9,
-                gmacs_plain=lane.plain_macs / 1e9, time=middle, time_low=low, time_high=high, rounds=made,
-                batch_size=len(lane.x), **_answers(pooled, batches, truth),
-                fitted_on=len(few) if contender.fitted else 0, top1_plain=plain, **about | origin)
-            results.add(rows[key])
-    if tell:
-        tell("done", len(budgets) * len(FAIR), len(budgets) * len(FAIR))
-    return [rows[key] for *_, key in wanted if key in rows]
+    about = subject(model, model_name, images)
+    about["clock"] = "cpu" if torch.device(device).type == "cpu" else "wall"
+    batch_size = min(batch_size, images.batch_size)
+    start = functools.cache(lambda: _Comparison(model, images.on(device), few.to(device), batch_size, watch, rounds))
+
+    def measure_one(fair: str, budget: float, missing: Mapping[str, NamedMethod]) -> Iterator[tuple[str, dict]]:
+        here = start()
+        methods = list(missing.values())
+        ready = here.at_macs(methods, budget) if fair == "macs" else here.at_time(methods, 1 - budget)
+        for key, method in missing.items():
+            if method in ready:
+                yield key, dict(**about, name=method.name, fitted=method.fitted, fair=fair, budget=budget,
+                                batch_size=batch_size, fitted_on=len(few) if method.fitted else 0,
+                                **here.columns(ready[method]))
+
+    decides = about | dict(source=images.name, size=model.patch_embed.img_size, device=device_name(device),
+                           fitted_on=len(few), rounds=rounds, batch=batch_size)
+    tasks = [Task(f"saving {budget:.0%}, {FAIR[fair]}",
+                  {key_of(**decides, fair=fair, budget=budget, name=method.name, fitted=method.fitted,
+                          options=sorted(method.options.items())): method for method in methods},
+                  functools.partial(measure_one, fair, budget)) for budget, fair in product(budgets, FAIR)]
+    return sweep(tasks, results, device, tell)
 
 
 def comparisons(entries: Iterable[Entry]) -> tuple[list[Entry], ...]:
-    """Entries that may stand side by side: of one model, its images and one device. Photographs first."""
+    """Entries that may be compared: of one model, its images and one device. Photographs first."""
     found: dict[tuple[object, ...], list[Entry]] = {}
     for e in entries:
         found.setdefault((e.model, e.weights, e.data, e.images, e.device, e.clock, e.batch_size), []).append(e)
     return tuple(found[place] for place in sorted(found, key=lambda place: (place[2] == "pebbles", str(place))))
 
 
-Times = tuple[float, float, float, int]           # lower quartile, median, upper quartile, rounds
-Ready = tuple[float, PooledViT, Times]            # saving, the contender with its schedule, its time
+class Ready(NamedTuple):
+    """A method with its schedule, and its time over the plain model's."""
+
+    saving: float
+    pooled: PooledViT
+    time: float                   # median over rounds
+    time_low: float               # quartiles
+    time_high: float
+    rounds: int
 
 
-class _Lane:
-    """Builds and times the contenders of one model; what takes long is done once a contender."""
+class _Comparison:
+    """Builds, times and measures methods on one model; what takes long is done once for each method."""
 
-    def __init__(self, model: nn.Module, few: Tensor, x: Tensor, watch: Stopwatch | None, rounds: int) -> None:
-        self.model, self.few, self.x, self.rounds = model, few, x, rounds
+    def __init__(self, model: nn.Module, images: Images, few: Tensor, batch_size: int, watch: Stopwatch | None,
+                 rounds: int) -> None:
+        self.model, self.images, self.few, self.rounds = model, images, few, rounds
+        self.x = next(iter(images))[0][:batch_size].to(few.device)
         # on a CPU one thread, and only while it works: what other programs do then changes little
-        self.cpu = x.device.type == "cpu"
-        self.watch = watch or Stopwatch(waiter(str(x.device)), time.process_time if self.cpu else time.perf_counter)
+        self.cpu = few.device.type == "cpu"
+        self.watch = watch or Stopwatch.on(str(few.device), cpu_time=self.cpu)
         self.plain = PooledViT(model).eval()
-        self.plain_macs = macs(model).total
+        with torch.inference_mode(), _read_by_the_classifier(model) as self.features:
+            self.top1_plain = float(right_of(self.plain, images)[0].mean())
         self._losses: dict[NamedMethod, list[dict[int, float]]] = {}
         self._curves: dict[NamedMethod, dict[float, float]] = {}              # saving -> time
 
-    def build(self, contender: NamedMethod, saving: float) -> PooledViT | None:
-        """The contender with so many of the multiply-adds saved; None where it cannot save them."""
-        pooled = PooledViT(self.model, **contender.options).eval().to(self.x.device)
+    def build(self, method: NamedMethod, saving: float) -> PooledViT | None:
+        """The method with this share of the multiply-adds saved; None where it cannot save as much."""
+        pooled = PooledViT(self.model, **method.options).eval().to(self.x.device)
         try:
-            if contender.fitted:
-                if contender not in self._losses:
-                    self._losses[contender] = pooled.losses(self.few)
-                pooled.fit_schedule(self._losses[contender], saving)
+            if method.fitted:
+                if method not in self._losses:
+                    self._losses[method] = pooled.losses(self.few)
+                pooled.fit_schedule(self._losses[method], saving)
             else:
                 pooled.set_schedule(saving=saving)
         except OutOfReach:
             return None
         return pooled
 
-    def at_macs(self, contenders: Sequence[NamedMethod], saving: float) -> dict[NamedMethod, Ready]:
-        """Those that can save so many of the multiply-adds, timed together."""
-        return self._together({c: saving for c in contenders})
+    def at_macs(self, methods: Iterable[NamedMethod], saving: float) -> dict[NamedMethod, Ready]:
+        """Those that can save this share of the multiply-adds, timed together."""
+        return {method: ready for (method, _), ready in self.timed((m, saving) for m in methods).items()}
 
-    def at_time(self, contenders: Sequence[NamedMethod], share: float) -> dict[NamedMethod, Ready]:
+    def at_time(self, methods: Sequence[NamedMethod], share: float) -> dict[NamedMethod, Ready]:
         """Those that can take `share` of the plain model's time, within a tenth, timed in turns.
 
-        A machine is not the same a minute later, and what it does beside weighs on short calls more than on long ones.
-        So whoever misses the wanted time has its curve scaled to what it takes now and is timed again, some times over;
-        the try that came nearest counts.
+        A machine is not the same a minute later, and its other work affects short calls more than long ones. So the
+        curve of a method that misses the wanted time is scaled to what it takes now, and the method is timed again, a
+        few times; the try that got nearest counts.
         """
-        self._measure_curves(contenders)
-        wanted = dict.fromkeys(contenders, share)
+        unknown = [m for m in methods if m not in self._curves]
+        for (method, saving), ready in self.timed((m, s) for m in unknown for s in _TIMED_AT).items():
+            self._curves.setdefault(method, {})[saving] = ready.time
+        wanted = dict.fromkeys(methods, share)
         nearest: dict[NamedMethod, Ready] = {}
         for _ in range(_TRIES):
-            found = {c: read_off(self._curves[c], wanted[c]) for c in wanted}
-            ready = self._together({c: saving for c, saving in found.items() if saving is not None})
-            miss = {c: times[1] / share for c, (_, _, times) in ready.items()}
-            nearest |= {c: r for c, r in ready.items()
-                        if c not in nearest or abs(miss[c] - 1) < abs(nearest[c][2][1] / share - 1)}
-            wanted = {c: min(0.99, wanted[c] / miss[c]) for c in ready if abs(miss[c] - 1) > _MISSED}
+            savings = {m: read_off(self._curves.get(m, {}), time) for m, time in wanted.items()}
+            missed = {}
+            for (method, _), ready in self.timed((m, s) for m, s in savings.items() if s is not None).items():
+                if method not in nearest or abs(ready.time - share) < abs(nearest[method].time - share):
+                    nearest[method] = ready
+                if abs(ready.time / share - 1) > _MISSED:
+                    missed[method] = min(0.99, wanted[method] * share / ready.time)
+            wanted = missed
             if not wanted:
                 break
-        return {c: r for c, r in nearest.items() if abs(r[2][1] / share - 1) <= _TOO_FAR}
-
-    def _measure_curves(self, contenders: Sequence[NamedMethod]) -> None:
-        """Time by saving, of all that have no curve yet, in the same rounds."""
-        tried = {(c, s): p for c in contenders if c not in self._curves
-                 for s in _TIMED_AT if (p := self.build(c, s)) is not None}
-        for (contender, saving), (_, middle, _, _) in zip(tried, self.times(list(tried.values())), strict=True):
-            self._curves.setdefault(contender, {})[saving] = middle
-
-    def _together(self, savings: Mapping[NamedMethod, float]) -> dict[NamedMethod, Ready]:
-        built = {c: (s, p) for c, s in savings.items() if (p := self.build(c, s)) is not None}
-        times = self.times([p for _, p in built.values()])
-        return {c: (s, p, t) for (c, (s, p)), t in zip(built.items(), times, strict=True)}
+        return {m: ready for m, ready in nearest.items() if abs(ready.time / share - 1) <= _TOO_FAR}
 
     @torch.inference_mode()
-    def times(self, systems: Sequence[PooledViT]) -> list[Times]:
-        """Time over the plain model's, of each, in turns."""
-        runs = {Item(str(i)): (lambda p=p: p(self.x), 1) for i, p in enumerate(systems)}
+    def timed(self, wanted: Iterable[tuple[NamedMethod, float]]) -> dict[tuple[NamedMethod, float], Ready]:
+        """Those of (method, saving) that can be built, timed in turns."""
+        built = {each: pooled for each in wanted if (pooled := self.build(*each)) is not None}
+        runs = {each: (functools.partial(pooled, self.x), 1) for each, pooled in built.items()}
         threads = torch.get_num_threads()
         torch.set_num_threads(1 if self.cpu else threads)
         try:
             for run, _ in runs.values():
                 run()                                                        # warm up: compilers, caches
-            samples = in_turns(self.watch, (lambda: self.plain(self.x), 1), runs, self.rounds)
+            samples = in_turns(self.watch, (functools.partial(self.plain, self.x), 1), runs, self.rounds)
         finally:
             torch.set_num_threads(threads)
-        return [(*quartiles(samples[item]), len(samples[item])) for item in runs]
+        ready = {}
+        for each, pooled in built.items():
+            low, middle, high = quartiles(samples[each])
+            ready[each] = Ready(each[1], pooled, middle, low, high, len(samples[each]))
+        return ready
+
+    @torch.inference_mode()
+    def columns(self, ready: Ready) -> dict[str, Any]:
+        """What is measured of a method, as columns of an Entry."""
+        pooled = ready.pooled
+        with _read_by_the_classifier(pooled) as features:
+            right, _ = right_of(pooled, self.images)
+        cosine = torch.cat([nn.functional.cosine_similarity(a.float(), b.float()).cpu()
+                            for a, b in zip(features, self.features, strict=True)])
+        return dict(method=pooled.pooling.method, init=pooled.pooling.init_name() or "", metric=pooled.metric,
+                    position=pooled.position, counts=pooled.carry_counts, **cost_of(pooled), **answers(right),
+                    cosine=float(cosine.mean()), top1_plain=self.top1_plain, saving=round(ready.saving, 4),
+                    time=ready.time, time_low=ready.time_low, time_high=ready.time_high, rounds=ready.rounds)
 
 
 def read_off(times: Mapping[float, float], share: float) -> float | None:
-    """The saving whose time is `share`, straight between those around it; None where no time is as short.
+    """The saving whose time is `share`, interpolated linearly; None where no time is as short.
 
-    Times are noisy and should fall with the saving: a time above an earlier one is taken for as long as that one. More
-    time than the first saving takes is read off on the line to (0, 1), the plain model.
+    Times are noisy and should fall with the saving: a time above an earlier one counts as equal to it. The curve starts
+    at (0, 1), the plain model.
 
     Args:
         times: saving -> time, as a share of the plain model's.
@@ -259,7 +214,7 @@ def read_off(times: Mapping[float, float], share: float) -> float | None:
 
 @contextmanager
 def _read_by_the_classifier(model: Any) -> Iterator[list[Tensor]]:
-    """Collects what the classifier is given, (B, C) a batch."""
+    """Collects the features that the classifier reads, (B, C) for each batch."""
     head = model.get_classifier()
     found: list[Tensor] = []
     hook = (head[0] if isinstance(head, tuple) else head).register_forward_pre_hook(lambda _, x: found.append(x[0]))
@@ -267,18 +222,3 @@ def _read_by_the_classifier(model: Any) -> Iterator[list[Tensor]]:
         yield found
     finally:
         hook.remove()
-
-
-@torch.inference_mode()
-def _answers(pooled: PooledViT, batches: Batches, truth: Sequence[Tensor]) -> dict[str, Any]:
-    """How often it is right, and how near its features are to `truth`, the plain model's, as columns of an Entry."""
-    # what draws, draws anew for every batch, from one generator
-    generator = torch.Generator().manual_seed(0) if pooled.draws else None
-    device = next(pooled.parameters()).device
-    with _read_by_the_classifier(pooled) as features:
-        right = torch.cat([pooled(x.to(device), generator).argmax(1).cpu() == y.cpu() for x, y in batches])
-    near = torch.cat([nn.functional.cosine_similarity(a.float(), b.float()).cpu()
-                      for a, b in zip(features, truth, strict=True)])
-    low, high = wilson(int(right.sum()), len(right))
-    return dict(top1=float(right.double().mean()), top1_low=low, top1_high=high, cosine=float(near.mean()),
-                right=pack(right.numpy()))

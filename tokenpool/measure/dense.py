@@ -1,27 +1,27 @@
-"""Dense use: does a pooled backbone still know what lies where?
+"""Dense use: does a pooled backbone still know what is where in the image?
 
-Fewer tokens need not mean fewer answers: every patch gets the features of its stand-in (`unpool`), so the map is as
-large as before. How much of it is right? Pebbles come with masks, so it can be measured: a **linear probe** says for
-every patch whether it shows ground, the large pebble or the small one. It is fitted once on the features of the plain
-model and then reads pooled ones ("plain": does a decoder that exists go on working?), and once more on the pooled
-features themselves ("own": is the knowledge still there?). Nothing else is trained. The features are those of the last
-four blocks side by side, as in DINOv2's linear evaluation: a dense decoder reads several depths, and the last block of
-a model with a class token keeps little of what lies where.
+Every patch gets the features of its representative (`unpool`), so the map stays as large as before. How much of it is
+right? Pebbles come with masks, so it can be measured: a **linear probe** decides for every patch whether it shows
+ground, the large pebble or the small one. It is fitted once on the features of the plain model and then reads pooled
+ones ("plain": does an existing decoder go on working?), and once more on the pooled features themselves ("own": is the
+information still there?). Nothing else is trained. The features are those of the last four blocks side by side, as in
+DINOv2's linear evaluation: a dense decoder reads several depths, and the last block of a model with a class token
+keeps little of what is where.
 
-    rows = measure(load_model(), settings(), Data.make())          # mIoU against computations
+    rows = measure(load_model(), settings(), Data.make(), Results(path, DenseRow))        # mIoU against computations
 
-`dense_page.py` tells what the rows say.
-
-Two truths. Of a patch: the class most of its pixels have; the first of equals. Of a pixel: the mask; answers are
-enlarged by repeating every patch. A perfect answer per patch is therefore below 100 % in pixels; it is shown as "best".
+There are two truths. Of a patch: the class of most of its pixels; the first of equals. Of a pixel: the mask; answers
+are enlarged by repeating every patch. A perfect answer per patch is therefore below 100 % in pixels; this bound is
+recorded as "best".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,29 +30,26 @@ from torch import Tensor, nn
 
 from tokenpool.core.checks import one_of
 from tokenpool.core.clustering import take
-from tokenpool.core.methods import METHODS
 from tokenpool.core.schedule import OutOfReach
 from tokenpool.data.datasets import TEST_SEED, scale
-from tokenpool.data.files import replace_file
 from tokenpool.data.pebbles import CLASSES, MATERIALS, REGIONS, Pebbles
 from tokenpool.data.weights import SHIPPED, fingerprint
-from tokenpool.measure.accuracy import Setting, check_wanted, device_name
-from tokenpool.measure.rows import key_of, provenance
-from tokenpool.models.model_cost import macs
-from tokenpool.models.published import NAMED, options_of
+from tokenpool.measure.accuracy import Setting, build, check_wanted, cost_of, inits_of, seeds_of
+from tokenpool.measure.rows import DenseRow, Results, frame, key_of
+from tokenpool.measure.sweep import Task, Tell, sweep
+from tokenpool.models.published import NAMED
 from tokenpool.models.vit import PooledViT
 
 #: what a pixel can be -> names of its classes
 TRUTHS = {"regions": REGIONS, "materials": ("ground", *MATERIALS)}
 PROBES = {"plain": "fitted on the plain model", "own": "fitted on the pooled features"}
-#: as their authors have them, and ours
+#: with their authors' options, and ours
 PEERS = ("tokenpool", "ToMe", "ATC", "EViT")
 COMPARED = ("random", "top_k", "grid_average", "k_medoids", "wk_medoids", *PEERS)
-INITS = ("top_k", "farthest_first")
 BUDGETS = (0.2, 0.42, 0.6)
 BLOCKS = 4                           # the last four
 TRAIN_SEED = 5                       # of the probe's scenes; the model was trained on 1, results are measured on 3
-_PENALTY = 1e-4                      # L2 on the probe's weights: keeps a separable fit finite, moves nothing else
+_PENALTY = 1e-4                      # L2 on the probe's weights: keeps a separable fit finite
 _BATCH = 100
 _RESAMPLES = 1000                    # of the test images, for the 95 % interval
 
@@ -70,7 +67,7 @@ def pixel_truth(labels: np.ndarray, masks: np.ndarray, kind: str = "regions") ->
 
 
 def patch_truth(pixels: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
-    """Class of every patch, (B, H, W) -> (B, rows * cols): what most of its pixels are, the first of equals."""
+    """Class of every patch, (B, H, W) -> (B, rows * cols): that of most of its pixels, the first of equals."""
     B, H, W = pixels.shape
     rows, cols = grid
     patches = pixels.reshape(B, rows, H // rows, cols, W // cols).transpose(2, 3).reshape(B, rows * cols, -1)
@@ -92,13 +89,13 @@ def confusion(truth: Tensor, answer: Tensor, classes: int) -> Tensor:
 
 
 def iou(counted: Tensor) -> Tensor:
-    """Intersection over union of every class, (..., C, C) -> (..., C); NaN where a class neither is nor is said."""
+    """Intersection over union of every class, (..., C, C) -> (..., C); NaN where a class is nowhere."""
     hit = counted.diagonal(dim1=-2, dim2=-1).double()
     return hit / (counted.sum(-1) + counted.sum(-2) - hit)
 
 
 def mean_iou(counted: Tensor) -> Tensor:
-    """Mean over the classes that are there or are said, (..., C, C) -> (...).
+    """Mean over the classes that occur in either map, (..., C, C) -> (...).
 
     >>> mean_iou(torch.tensor([[3, 1], [0, 4]]))          # 3 of 4 and 4 of 5
     tensor(0.7750, dtype=torch.float64)
@@ -107,7 +104,7 @@ def mean_iou(counted: Tensor) -> Tensor:
 
 
 def interval(counted: Tensor) -> tuple[float, float]:
-    """95 % of the mean IoU of all images together, images drawn anew with replacement. counted: (B, C, C)."""
+    """95 % interval of the mean IoU of all images together, by the bootstrap over images. counted: (B, C, C)."""
     drawn = np.random.default_rng(0).multinomial(len(counted), [1 / len(counted)] * len(counted), _RESAMPLES)
     again = torch.from_numpy(drawn).double() @ counted.flatten(1).double()
     low, high = mean_iou(again.reshape(-1, *counted.shape[1:])).quantile(torch.tensor([0.025, 0.975]).double())
@@ -130,11 +127,11 @@ class Probe:
 
 
 def fit_probe(x: Tensor, y: Tensor, classes: int) -> Probe:
-    """Logistic regression: (n, C) features, (n,) classes. The loss is convex, so where it starts does not matter."""
+    """Logistic regression: (n, C) features, (n,) classes. The loss is convex: the initial weights do not matter."""
     x = x.detach().float()
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
     x = _with_one((x - mean) / std)
-    # Whitened, or the features of neighbouring blocks, which are nearly equal, would take a thousand steps.
+    # Whitened, because the features of neighbouring blocks are nearly equal: a thousand steps otherwise.
     root = torch.linalg.cholesky(x.mT @ x / len(x) + 1e-4 * torch.eye(x.shape[1]))
     white = torch.linalg.solve_triangular(root.mT, x, upper=True, left=False)
     turned = torch.zeros(x.shape[1], classes, requires_grad=True)
@@ -163,16 +160,16 @@ def _with_one(x: Tensor) -> Tensor:
 def dense(pooled: PooledViT, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Normalised features of every original patch after the last four blocks, (B, N, 4 C), and its group, (B, N).
 
-    What `pooled.forward_intermediates(x, indices=4, norm=True)` gives, with the groups beside it and a generator.
-    Patches of one group have the same features: later groups are made of earlier ones, so the first of the four decide.
+    The features are those of `pooled.forward_intermediates(x, indices=4, norm=True)`. Patches of one group share them:
+    later groups are made of earlier ones, so the first of the four blocks decides.
     """
     steps = pooled.trace(x, generator).steps[-BLOCKS:]
     return torch.cat([take(pooled.vit.norm(s.tokens), s.labels) for s in steps], dim=-1), steps[0].labels
 
 
 def best_answer(labels: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """What the groups allow: all patches of one say what most of them are. labels, truth (B, N) -> (B, N)."""
-    votes = torch.zeros(*labels.shape, classes, dtype=torch.int64)             # room for N tokens: there are never more
+    """Each patch answers the most frequent class of its group. labels, truth (B, N) -> (B, N)."""
+    votes = torch.zeros(*labels.shape, classes, dtype=torch.int64)             # room for N groups
     votes.scatter_add_(1, labels[..., None].expand(-1, -1, classes), nn.functional.one_hot(truth, classes))
     return votes.argmax(2).gather(1, labels)
 
@@ -212,150 +209,66 @@ class Data:
         return cls(scenes(TRAIN_SEED, train), scenes(TEST_SEED, test), grid, truth)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One probe on one way to pool."""
-
-    key: str
-    method: str
-    init: str
-    counts: bool
-    saving: float
-    seed: int
-    probe: str                 # a name of PROBES
-    schedule: str
-    gmacs: float               # of the backbone, clustering included; the probe adds less than a hundredth
-    gmacs_plain: float
-    pixel_miou: float
-    pixel_low: float           # 95 % interval over images
-    pixel_high: float
-    patch_miou: float
-    pixel_best: float          # the same with the best class for every group of patches: what the groups allow
-    patch_best: float
-    ious: str                  # per class, in pixels
-    truth: str
-    train_images: int
-    images: int
-    model: str
-    weights: str
-    device: str
-    threads: int
-    tokenpool: str
-    torch: str
-    timm: str
-    python: str
-    commit: str
-    date: str
-
-
-def settings(methods: Sequence[str] = COMPARED, budgets: Sequence[float] = BUDGETS, seeds: int = 3,
-             starts: Sequence[str] = INITS) -> list[Setting]:
-    """The plain model, then every method from every start, with counts and without, and every peer, at every budget."""
+def settings(methods: Sequence[str] = COMPARED, budgets: Sequence[float] = BUDGETS, seeds: int = 3) -> list[Setting]:
+    """The plain model; then at every budget every method from two inits, with counts and without, and every peer."""
     check_wanted([m for m in methods if m not in NAMED], budgets, seeds)
-    return [Setting("plain", "", False, 0.0, 0)] + [
-        Setting(method, init, counts, budget, seed) for budget in budgets for method in methods
-        for init, counts in _ways(method, starts)
-        for seed in range(seeds if method in METHODS and METHODS[method].draws else 1)]
+    return [Setting()] + [Setting(method, init, counts, budget, seed) for budget in budgets for method in methods
+                          for init, counts in _ways(method) for seed in seeds_of(method, init, seeds)]
 
 
-def _ways(method: str, starts: Sequence[str]) -> list[tuple[str, bool]]:
-    """(start, counts): every start, with counts and without; of a peer its own way."""
+def _ways(method: str) -> list[tuple[str, bool]]:
+    """(init, counts) of a method; a peer has only its own."""
     if method in NAMED:
         return [("", NAMED[method].get("carry_counts", False))]
-    return list(product(starts if METHODS[method].kind == "clustering" else ("",), (False, True)))
+    return list(product(inits_of(method), (False, True)))
 
 
-def measure(model: nn.Module, wanted: Sequence[Setting], data: Data, path: Path | None = None, name: str = SHIPPED,
-            tell: Callable[[str, int, int], None] | None = None) -> pd.DataFrame:
-    """Rows of all settings, two a setting. What `path` holds already is not measured again.
-
-    Args:
-        path: CSV file; rewritten in one step after every setting. None: nothing is kept.
-        tell: called with (what is going on, done, total).
-    """
+def measure(model: nn.Module, wanted: Sequence[Setting], data: Data, results: Results[DenseRow], name: str = SHIPPED,
+            tell: Tell | None = None) -> pd.DataFrame:
+    """Measure what is missing; returns the rows of all settings, one for each probe."""
     model = model.eval()
-    identity = dict(model=name, weights=fingerprint(model), truth=data.truth, train_images=len(data.train.x),
-                    images=len(data.test.x))
-    about = identity | provenance() | dict(device=device_name("cpu"), threads=torch.get_num_threads())
-    done = {} if path is None else _read(path)
-    keys, plains = [], None
-    for index, setting in enumerate(wanted):
-        if tell:
-            what = f"{setting.method} {setting.init}".strip()
-            tell(f"{what}, saving {setting.saving:.0%}{', counts' if setting.counts else ''}", index, len(wanted))
-        mine = {probe: key_of(**vars(setting), probe=probe, **identity, tokenpool=about["tokenpool"])
-                for probe in PROBES}
-        if not all(key in done for key in mine.values()):
-            plains = plains or fit(PooledViT(model), data, setting)
-            try:
-                pooled = build(model, setting)
-            except OutOfReach:                         # a clustering that costs more than the budget saves
-                continue
-            for row in _rows(pooled, setting, data, plains, mine, about):
-                done[row.key] = row
-            if path is not None:
-                _write(path, done.values())
-        keys += mine.values()
-    if tell:
-        tell("done", len(wanted), len(wanted))
-    return pd.DataFrame([asdict(done[key]) for key in keys])
+    about = dict(model=name, weights=fingerprint(model), truth=data.truth, train_images=len(data.train.x),
+                 images=len(data.test.x))
+    plain_probe = functools.cache(lambda: fit(PooledViT(model), data, Setting()))
 
+    def measure_one(setting: Setting, missing: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        try:
+            pooled = build(model, setting)
+        except OutOfReach:                         # a clustering that costs more than the budget saves
+            return
+        features, groups = _features(pooled, data.test.x, setting)
+        best = best_answer(groups, data.test.patches, len(TRUTHS[data.truth]))
+        pixel_best, patch_best = (float(mean_iou(counted.sum(0))) for counted in _agreement(data, best))
+        for key, probe in missing.items():
+            own = probe == "own" and setting.method != "plain"
+            pixels, patches = _agreement(data, (fit(pooled, data, setting) if own else plain_probe())(features))
+            low, high = interval(pixels)
+            yield key, {**vars(setting), **about, **cost_of(pooled), "probe": probe,
+                        "pixel_miou": float(mean_iou(pixels.sum(0))), "pixel_low": low, "pixel_high": high,
+                        "patch_miou": float(mean_iou(patches.sum(0))), "pixel_best": pixel_best,
+                        "patch_best": patch_best, "ious": " ".join(f"{v:.4f}" for v in iou(pixels.sum(0)))}
 
-def build(model: nn.Module, setting: Setting) -> PooledViT:
-    if setting.method == "plain":
-        return PooledViT(model).eval()
-    return PooledViT(model, saving=setting.saving, seed=setting.seed,
-                     **options_of(setting.method, setting.init, setting.counts)).eval()
+    size = tuple(data.test.x.shape[2:])
+    tasks = [Task(str(setting), {key_of(**vars(setting), **about, probe=probe, size=size): probe for probe in PROBES},
+                  functools.partial(measure_one, setting)) for setting in wanted]
+    return frame(sweep(tasks, results, tell=tell), DenseRow)
 
 
 def _features(pooled: PooledViT, x: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
-    """In batches of one size, as everywhere; what draws draws anew for every batch."""
+    """In batches of one size, as everywhere; methods that draw at random do so anew for every batch."""
     generator = torch.Generator().manual_seed(setting.seed) if pooled.draws else None
     parts = [dense(pooled, batch, generator) for batch in x.split(_BATCH)]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
 def fit(pooled: PooledViT, data: Data, setting: Setting) -> Probe:
+    """A probe of a pooled model's features."""
     features, _ = _features(pooled, data.train.x, setting)
     return fit_probe(features.flatten(0, 1), data.train.patches.flatten(), len(TRUTHS[data.truth]))
 
 
-def _rows(pooled: PooledViT, setting: Setting, data: Data, plains: Probe, keys: dict[str, str],
-          about: dict) -> Iterable[Row]:
-    classes = len(TRUTHS[data.truth])
-    features, labels = _features(pooled, data.test.x, setting)
-    probes = {"plain": plains, "own": plains if setting.method == "plain" else fit(pooled, data, setting)}
-    size = (data.test.pixels.shape[1], data.test.pixels.shape[2])
-
-    def agreement(answer: Tensor) -> tuple[Tensor, Tensor]:
-        return (confusion(data.test.pixels, to_pixels(answer, data.grid, size), classes),
-                confusion(data.test.patches, answer, classes))
-
-    best = [float(mean_iou(c.sum(0))) for c in agreement(best_answer(labels, data.test.patches, classes))]
-    for probe, key in keys.items():
-        pixels, patches = agreement(probes[probe](features))
-        low, high = interval(pixels)
-        yield Row(key=key, **vars(setting), probe=probe, schedule=" ".join(map(str, pooled.schedule or ())),
-                  gmacs=macs(pooled).total / 1e9, gmacs_plain=macs(pooled.vit).total / 1e9,
-                  pixel_miou=float(mean_iou(pixels.sum(0))), pixel_low=low, pixel_high=high,
-                  patch_miou=float(mean_iou(patches.sum(0))), pixel_best=best[0], patch_best=best[1],
-                  ious=" ".join(f"{v:.4f}" for v in iou(pixels.sum(0))), **about)
-
-
-def _read(path: Path) -> dict[str, Row]:
-    if not path.exists():
-        return {}
-    try:
-        table = pd.read_csv(path, keep_default_na=False)
-        if list(table.columns) != [f.name for f in fields(Row)]:
-            raise ValueError("its columns differ")
-        return {str(line["key"]): Row(**line) for line in table.to_dict("records")}
-    except ValueError as error:
-        raise ValueError(f"{path} is not a file of dense rows of this version ({error}). Move it away, or give another "
-                         "folder with --out.") from error
-
-
-def _write(path: Path, rows: Iterable[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:
-        pd.DataFrame([asdict(row) for row in rows]).to_csv(temporary, index=False)
+def _agreement(data: Data, answer: Tensor) -> tuple[Tensor, Tensor]:
+    """How often each class was called which, in pixels and in patches: answer (B, N) -> two of (B, C, C)."""
+    classes, (height, width) = len(TRUTHS[data.truth]), data.test.pixels.shape[1:]
+    return (confusion(data.test.pixels, to_pixels(answer, data.grid, (height, width)), classes),
+            confusion(data.test.patches, answer, classes))

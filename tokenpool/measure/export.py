@@ -1,11 +1,11 @@
 """`tokenpool export`: a pooled model as one file that needs neither timm nor this package, compared with PyTorch.
 
-    program = trace(pooled)                   a torch.export program, the number of images left open
+    program = trace(pooled)                   a torch.export program for any number of images
     save(program, Path("model.onnx"))         ONNX; a name that ends in .pt2 keeps the program
     report = compare(Path("model.onnx"), pooled, images)
 
-Everything a pooled model does has a fixed shape, so nothing in the program depends on values. Two of torch's operators
-have no translation to ONNX in torch itself; theirs are at the end.
+All shapes in a pooled model are fixed, so nothing in the program depends on values. Two operators that torch does not
+translate to ONNX are translated at the end of this file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import io
 import logging
 import math
+import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tokenpool.data.files import replace_file
-from tokenpool.measure.bench import Item, Stopwatch, in_turns, quartiles
+from tokenpool.measure.bench import Stopwatch, in_turns, quartiles
 from tokenpool.models.vit import PooledViT
 
 SIZES = (1, 3, 16)          # images at a time; the program is traced with another number
@@ -35,7 +36,7 @@ _TRACED_WITH = 2
 
 @dataclass(frozen=True)
 class Comparison:
-    """The file beside the model it was made from, on the same images."""
+    """The file and the model it was made from, on the same images."""
 
     images: int
     sizes: tuple[int, ...]
@@ -52,15 +53,15 @@ class Comparison:
 
 
 def check_path(path: Path) -> None:
-    """A name whose ending says what to write, and for ONNX the packages that write it."""
+    """Checks that the name ends in a known format, and for ONNX that the packages are installed."""
     if path.suffix not in ENDINGS:
-        raise ValueError(f"--out {path}: the ending says what is written. Use .onnx (ONNX) or .pt2 (torch.export).")
+        raise ValueError(f"--out {path}: the ending decides the format. Use .onnx (ONNX) or .pt2 (torch.export).")
     if path.suffix == ".onnx":
         need("onnx", "onnxscript", "onnxruntime")
 
 
 def need(*packages: str) -> None:
-    """A ValueError that says what to type where an optional package is missing."""
+    """Raises a ValueError that says what to type if an optional package is missing."""
     import importlib
     for name in packages:
         try:
@@ -71,7 +72,7 @@ def need(*packages: str) -> None:
 
 
 def trace(pooled: PooledViT) -> torch.export.ExportedProgram:
-    """The model as a program over images (batch, channels, height, width), batch left open."""
+    """The model as a program of images (batch, channels, height, width), for any batch."""
     parameter = next(pooled.parameters())
     embed = pooled.vit.patch_embed
     example = torch.zeros(_TRACED_WITH, embed.proj.in_channels, *embed.img_size).to(parameter)
@@ -80,7 +81,7 @@ def trace(pooled: PooledViT) -> torch.export.ExportedProgram:
 
 
 def save(program: torch.export.ExportedProgram, path: Path, about: dict[str, str] | None = None) -> None:
-    """Write a program as .onnx or .pt2; the file is there when it is whole.
+    """Write a program as .onnx or .pt2, in one step.
 
     Args:
         about: kept in the file's metadata.
@@ -108,10 +109,10 @@ def compare(path: Path, pooled: PooledViT, images: Tensor, sizes: Sequence[int] 
     """
     run = opened(path)
     sizes = tuple(dict.fromkeys(min(s, len(images)) for s in sizes))
-    difference, same = 0.0, 0
+    difference, same = 0.0, len(images)
     with torch.inference_mode():
         for size in sizes:
-            right = 0
+            equal = 0
             for x in images.split(size):
                 found, wanted = run(x), pooled(x)
                 if found.shape != wanted.shape:
@@ -119,35 +120,31 @@ def compare(path: Path, pooled: PooledViT, images: Tensor, sizes: Sequence[int] 
                                      f"{tuple(wanted.shape)}. Write it again with this model.")
                 gap = (found - wanted).abs().max()
                 difference = max(difference, float(gap) if torch.isfinite(gap) else math.inf)
-                right += int((found.argmax(1) == wanted.argmax(1)).sum())
-            same = right if size == sizes[0] else min(same, right)
+                equal += int((found.argmax(1) == wanted.argmax(1)).sum())
+            same = min(same, equal)
         x = images[:max(sizes)]
-        item = Item("the file")
-        runs: list[Callable[[], object]] = [lambda: pooled(x), lambda: run(x)]
-        for warm in runs:
-            warm()
-        samples = in_turns(watch or Stopwatch(), (runs[0], 1), {item: (runs[1], 1)}, rounds)[item]
+        samples = in_turns(watch or Stopwatch(), (lambda: pooled(x), 1), {"file": (lambda: run(x), 1)}, rounds)["file"]
     low, middle, high = quartiles(samples)
-    took = sorted(s.item for s in samples)[len(samples) // 2]
-    return Comparison(len(images), sizes, difference, same, middle, low, high, 1e3 * took)
+    return Comparison(len(images), sizes, difference, same, middle, low, high,
+                      1e3 * statistics.median(s.item for s in samples))
 
 
 def opened(path: Path) -> Callable[[Tensor], Tensor]:
-    """A file that was written, as a function of images."""
+    """A file as a function of images."""
     if path.suffix == ".pt2":
         with path.open("rb") as file:
             return torch.export.load(file).module()
     need("onnxruntime")
     import onnxruntime
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()       # as many as PyTorch, or the times say nothing
-    options.log_severity_level = 3                               # errors; it warns of what it cannot fold in advance
+    options.intra_op_num_threads = torch.get_num_threads()       # as many as PyTorch, for a fair time
+    options.log_severity_level = 3                               # errors only
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
 
 
 def say(report: Comparison, path: Path) -> list[str]:
-    """A comparison in words."""
+    """A comparison in sentences."""
     runtime = "ONNX Runtime" if path.suffix == ".onnx" else "the torch.export program"
     *others, largest = map(str, report.sizes)
     sizes = f"{', '.join(others)} and {largest}" if others else largest
@@ -161,30 +158,27 @@ def say(report: Comparison, path: Path) -> list[str]:
             f"{report.ratio_low:.2f} to {report.ratio_high:.2f}, timed in turns)."]
 
 
-# ---- what torch's exporter says in a hundred lines ----
+# ---- errors of torch's exporter, which have a hundred lines ----
 
 def _one_sentence(done: str, work: Callable[[], Any]) -> Any:
-    """The result of `work`, without its noise; an operator that is not supported in one sentence."""
+    """The result of `work`, without its noise; an error, such as an operator that is not supported, in one sentence."""
     with _quiet():
         try:
             return work()
         except Exception as error:           # torch.export and torch.onnx each raise their own, several deep
-            causes = list(_causes(error))
-            lines = [line.strip() for cause in causes[::-1] for line in str(cause).splitlines() if line.strip()]
+            lines: list[str] = []            # those of the first cause at the front
+            cause: BaseException | None = error
+            while cause is not None:
+                lines[:0] = filter(None, map(str.strip, str(cause).splitlines()))
+                cause = cause.__cause__
             words = next((line for line in lines if "No ONNX function found" in line), (*lines, "no reason")[0])
-            raise ValueError(f"This model cannot be {done}: {words[:240]} Use another method or start, such as "
+            raise ValueError(f"This model cannot be {done}: {words[:240]} Use another method or init, such as "
                              "--method wk_medoids --init top_k.") from error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress and warnings."""
+    """Silences the exporter's progress and warnings."""
     noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
     before = [log.level for log in noisy]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -198,19 +192,19 @@ def _quiet() -> Iterator[None]:
                 log.setLevel(level)
 
 
-# ---- torch's operators that torch does not translate ----
+# ---- operators that torch does not translate to ONNX ----
 
 def _translations() -> dict[Any, Callable[..., Any]]:
     from onnxscript import opset18 as op
 
     def sort_stable(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-        # ONNX promises of TopK: of equal values the one with the lower index comes first. So it is a stable sort.
+        # a stable sort: in ONNX's TopK the lower index comes first among equal values
         size = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]), axis=0)
         return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 
     def searchsorted(boundaries: Any, x: Any, out_int32: bool = False, right: bool = False, side: str | None = None,
                      sorter: Any = None) -> Any:
-        # how many boundaries lie below: (..., n) and (..., k) -> (..., k, n) -> (..., k)
+        # count the boundaries below: (..., n) and (..., k) -> (..., k, n) -> (..., k)
         less = op.LessOrEqual if right or side == "right" else op.Less
         last, before = op.Constant(value_ints=[-1]), op.Constant(value_ints=[-2])
         below = less(op.Unsqueeze(boundaries, before), op.Unsqueeze(x, last))

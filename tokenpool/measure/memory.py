@@ -1,7 +1,7 @@
-"""Memory a call takes at its worst moment, and a way to hear "no" instead of being killed.
+"""The peak memory of a call, and an error in place of a killed process where there is not enough.
 
-CUDA: torch's own count (`max_memory_allocated`). CPU: the kernel's, on Linux only: resident memory at its peak, which
-sees what MKL, oneDNN and compiled loops take too. Freed pages are handed back first, or a second call would seem free.
+CUDA: torch's own count (`max_memory_allocated`). CPU: the kernel's, on Linux only: the peak of resident memory, which
+includes MKL, oneDNN and compiled loops. Freed pages are returned first; without that a second call would seem free.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SELF = Path("/proc/self")
 
 
 def peak(run: Callable[[], object], device: str = "cpu") -> float:
-    """MiB that `run` adds to what is there, at the worst moment. NaN where this machine does not say."""
+    """MiB that `run` adds to the memory in use, at its peak. NaN where this machine does not tell."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -40,7 +40,7 @@ def peak(run: Callable[[], object], device: str = "cpu") -> float:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory. torch says it in several ways."""
+    """Whether an error says that there was not enough memory, which torch does in several ways."""
     words = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words))
@@ -48,8 +48,10 @@ def ran_out(error: BaseException) -> bool:
 
 @contextmanager
 def bounded(device: str = "cpu", share: float = 0.8) -> Iterator[None]:
-    """On a Linux CPU: no more than `share` of the free memory is granted inside, so that asking for too much is an
-    error one can report. Without it the kernel grants everything and kills the process when it is used."""
+    """On a Linux CPU, limits allocations inside to `share` of the free memory, so that too large a one is an error.
+
+    Without a limit the kernel grants every request, and kills the process when the memory is used.
+    """
     if torch.device(device).type != "cpu" or not sys.platform.startswith("linux"):
         yield
         return
@@ -66,7 +68,7 @@ def bounded(device: str = "cpu", share: float = 0.8) -> Iterator[None]:
 
 
 def free() -> int:
-    """Bytes that can still be used: the machine's, or the container's where it has a limit."""
+    """Bytes that can still be used, of the machine or of a container with a limit."""
     found = [_number(Path("/proc/meminfo").read_text(), "MemAvailable")]
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")

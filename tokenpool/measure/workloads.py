@@ -1,8 +1,8 @@
-"""What `tokenpool bench` times, as groups of items around one baseline: `plan(options)`.
+"""What `tokenpool bench` times, in groups of items with one baseline: `plan(options)`.
 
     operators   score and pooling, against one block of the model: "share of a block's time"
-    forward     whole pooled models, against the plain model (fused attention): "speed-up", beside what was promised
-    training    forward, loss and backward, against the same
+    forward     whole pooled models, against the plain model (fused attention): "speed-up", next to the promised one
+    training    forward, loss and backward, against the plain model's
     growth      operators and block at other numbers of tokens, images and kept tokens
     memory      a block that pools, against the plain block, at 4,096 tokens
 """
@@ -24,68 +24,58 @@ from tokenpool.core.pooling import Pooling
 from tokenpool.core.schedule import OutOfReach
 from tokenpool.core.selection import grid_positions
 from tokenpool.data.weights import load_model
+from tokenpool.measure.accuracy import inits_of
 from tokenpool.measure.bench import DTYPES, Built, Group, Item, Options, Run
 from tokenpool.models import attention as scored
 from tokenpool.models.model_cost import macs, model_shape
 from tokenpool.models.published import NAMED, options_of
 from tokenpool.models.vit import PooledViT, State
 
-CLUSTERINGS = tuple(name for name, method in METHODS.items() if method.kind == "clustering")
-#: whole models: (method or contender, start, carried counts)
+#: whole models: (method or name of NAMED_METHODS, init, carried counts)
 SYSTEMS = (("wk_medoids", "top_k", False), ("wk_medoids", "farthest_first", True), ("wk_means", "top_k", False),
            ("tokenpool", "", True), ("ToMe", "", True), ("top_k", "", False), ("random", "", False))
-_KEPT = (0.5, 0.75)       # of 196 tokens: 98 and 147, the two the peers were measured at
+_KEPT = (0.5, 0.75)       # of 196 tokens: 98 and 147
 
 
 def plan(options: Options) -> list[Group]:
-    """Groups in the order of what matters most."""
+    """Groups, the most important first."""
     quick, full = options.extent == "quick", options.extent == "full"
     models = options.models[:1] if quick and options.models == Options.models else options.models
-    groups: list[Group] = []
+    trained = models if full or options.train else () if quick else models[:1]
     largest = max(options.batches)
+    batches = options.batches if full else (largest,)
+    groups: list[Group] = []
     for dtype in options.dtypes:
-        for batch in options.batches if full else (largest,):
-            groups += _operators(models[-1], batch, dtype, options)
+        groups += [_operators(models[-1], batch, dtype, options) for batch in batches]
         for model, batch in itertools.product(models, options.batches):
-            curve = options.savings or ((0.2, 0.42, 0.6) if full or (model == models[0] and batch == largest and not
-                                                                     quick) else (0.42,))
-            groups.append(_whole("forward", model, batch, dtype, curve, options))
-        for model in models if full or options.train else () if quick else models[:1]:
-            for batch in options.batches if full else (largest,):
-                groups.append(_whole("training", model, batch, dtype, options.savings or (0.42,), options))
+            curve = full or (model == models[0] and batch == largest and not quick)
+            savings = options.savings or ((0.2, 0.42, 0.6) if curve else (0.42,))
+            groups.append(_whole("forward", model, batch, dtype, savings, options))
+        groups += [_whole("training", model, batch, dtype, options.savings or (0.42,), options)
+                   for model in trained for batch in batches]
     if not quick or options.growth:
         groups += _growth(models[-1], options)
     return groups
 
 
-def _plain(methods: Sequence[str]) -> list[str]:
-    """Methods alone: a contender's way to pool is part of a whole model."""
-    return [m for m in methods if m not in NAMED]
-
-
-def _starts(method: str) -> tuple[str, ...]:
-    return ("top_k", "farthest_first") if method in CLUSTERINGS else ("",)
-
-
-def _operators(model: str, batch: int, dtype: str, options: Options) -> list[Group]:
+def _operators(model: str, batch: int, dtype: str, options: Options) -> Group:
     """Score and every method, of a block's own number of tokens."""
     n = load(model, options.device, dtype).patch_embed.num_patches
     kept = [max(1, round(n * share)) for share in _KEPT[:1 if options.extent == "quick" else None]]
-    items = [Item("score"), *(Item(method, init, kept=k) for k in kept for method in _plain(options.methods) or METHODS
-                              for init in _starts(method))]
-    return [_steps("operators", model, batch, dtype, n, items, options)]
+    methods = [m for m in options.methods if m in METHODS] or METHODS          # without named ones: those are models
+    items = [Item("score"), *(Item(m, init, kept=k) for k in kept for m in methods for init in inits_of(m))]
+    return _steps("operators", model, batch, dtype, n, items, options)
 
 
 def _growth(model: str, options: Options) -> list[Group]:
-    """Numbers of tokens, images and kept tokens, one varied at a time. Tokens are a square, so that the grid fits."""
+    """Numbers of tokens, images and kept tokens, varied one at a time. Tokens form a square, so that the grid fits."""
     dtype = options.dtypes[0]
     sides = (14, 20, 28, 40, 64) if options.growth else (14, 20, 28)
-    names = [("score", ""), ("wk_medoids", "top_k"), ("wk_medoids", "farthest_first"), ("wk_means", "top_k")]
+    steps = [("score", ""), ("wk_medoids", "top_k"), ("wk_medoids", "farthest_first"), ("wk_means", "top_k")]
+    steps = [step for step in steps if not options.methods or step[0] in (*options.methods, "score")]
 
     def group(batch: int, n: int, k: int) -> Group:
-        return _steps("growth", model, batch, dtype, n, [Item(name, init, kept=k) for name, init in names
-                                                         if not options.methods or name in (*options.methods, "score")],
-                      options)
+        return _steps("growth", model, batch, dtype, n, [Item(*step, kept=k) for step in steps], options)
 
     points = [group(1, side * side, side * side // 2) for side in sides]
     if options.growth:
@@ -110,19 +100,19 @@ def _whole(part: str, model: str, batch: int, dtype: str, savings: Sequence[floa
 
 
 def _systems(part: str, options: Options) -> tuple[tuple[str, str, bool], ...]:
-    """(method, start, carried counts) of the whole models."""
+    """(method, init, carried counts) of the whole models."""
     if options.extent == "full" or options.methods:
         methods = options.methods or tuple(METHODS)
         carried = SYSTEMS[1:2] if "wk_medoids" in methods else ()
         named = tuple((m, "", NAMED[m].get("carry_counts", False)) for m in options.methods or NAMED if m in NAMED)
-        return carried + named + tuple((m, init, False) for m in _plain(methods) for init in _starts(m))
+        return carried + named + tuple((m, init, False) for m in methods if m in METHODS for init in inits_of(m))
     short = options.extent == "quick" or part == "training"
     return SYSTEMS[:2] + SYSTEMS[3:4] + SYSTEMS[5:6] if short else SYSTEMS
 
 
 @functools.lru_cache(maxsize=4)
 def load(model: str, device: str, dtype: str) -> Any:
-    """A model to time: its weights do not matter, so those that do not ship are random."""
+    """A model to time. Its weights do not matter: they are random unless they ship."""
     with torch.random.fork_rng():                 # timm draws weights from the global generator
         torch.manual_seed(0)
         vit = load_model(model).to(device, DTYPES[dtype])
@@ -135,7 +125,7 @@ def _block_macs(vit: Any, n: int) -> int:
 
 
 def tokens_like(batch: int, n: int, channels: int, seed: int = 0) -> Tensor:
-    """(batch, n, channels): tokens that repeat one another, as an image's do, so that clusters differ in size."""
+    """(batch, n, channels): many near copies, as in an image, so that clusters differ in size."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.randn(batch, 24, channels, generator=generator)
     which = (torch.rand(batch, n, generator=generator) ** 2 * 24).long()        # the first kinds are the most frequent
@@ -144,7 +134,7 @@ def tokens_like(batch: int, n: int, channels: int, seed: int = 0) -> Tensor:
 
 
 def _build_steps(group: Group, options: Options) -> Built:
-    """Single steps: what PooledViT does around one block, on tokens of any number."""
+    """Single steps: what PooledViT does around one block, on any number of tokens."""
     vit = load(group.model, options.device, group.dtype).eval()
     block, prefix, n = vit.blocks[0], vit.num_prefix_tokens, group.tokens
     x = tokens_like(group.batch_size, prefix + n, vit.embed_dim).to(options.device, DTYPES[group.dtype])
@@ -190,7 +180,7 @@ def _build_steps(group: Group, options: Options) -> Built:
 
 
 def _build_whole(group: Group, options: Options) -> Built:
-    """Plain and pooled models, one forward pass or one training step (no optimiser: it is the same for both)."""
+    """Plain and pooled models, one forward pass or one training step (without the optimiser, the same for both)."""
     vit = load(group.model, options.device, group.dtype)
     generator = torch.Generator().manual_seed(options.seed)
     size = vit.patch_embed.img_size

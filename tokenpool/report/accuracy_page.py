@@ -13,9 +13,10 @@ import torch
 from plotly.offline import get_plotlyjs
 from torch import nn
 
-from tokenpool.data.datasets import photographs, scale
+from tokenpool.data.datasets import scale
 from tokenpool.data.files import replace_file
 from tokenpool.data.pebbles import CLASSES, Pebbles
+from tokenpool.data.photographs import photographs
 from tokenpool.measure.accuracy import FIGURES
 from tokenpool.models.vit import PooledViT
 from tokenpool.report import figures

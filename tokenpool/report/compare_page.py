@@ -21,7 +21,7 @@ from tokenpool.models.published import NAMED_METHODS, OURS
 from tokenpool.report import figures
 from tokenpool.report.accuracy_page import PAGE, plot
 
-_STORIES = {c.label: c.story for c in NAMED_METHODS}
+_STORIES = {c.label: c.description for c in NAMED_METHODS}
 _RIVALS = tuple(c.label for c in NAMED_METHODS if c.published)
 
 

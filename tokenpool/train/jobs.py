@@ -25,9 +25,9 @@ from torch import nn
 
 from tokenpool.data.datasets import Images, open_data
 from tokenpool.data.files import replace_file
-from tokenpool.data.weights import fingerprint, load_into, load_model, shipped_weights
-from tokenpool.measure.accuracy import device_name, score
-from tokenpool.measure.rows import Results, Row, key_of, provenance
+from tokenpool.data.weights import load_into, load_model, shipped_weights
+from tokenpool.measure.accuracy import score, subject
+from tokenpool.measure.rows import Row, key_of, provenance, read, write
 from tokenpool.models.attention import normalise_qk
 from tokenpool.models.baselines import ConvolutionViT, DynamicViT, PatchMergerViT
 from tokenpool.models.model_cost import macs
@@ -109,7 +109,7 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
         if stored_identity(json.loads(card_file.read_text())["identity"]) != identity:
             raise ValueError(f"{folder} holds a finished run with another recipe. Give another --out, or delete it.")
         say(f"finished already: {folder}")
-        return Results(folder / "rows.csv").rows if (folder / "rows.csv").exists() else []
+        return read(folder / "rows.csv") if (folder / "rows.csv").exists() else []
 
     main = is_main()
     say = say if main else _silent
@@ -148,8 +148,8 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     with replace_file(folder / "model.safetensors") as temporary:
         save_file(state, temporary)
     card = {"run": job.name, "command": job.command(), "identity": identity, "macs": str(cost),
-            "seconds": round(seconds_spent(folder)), "device": device_name(str(target)),
-            "threads": torch.get_num_threads(), "processes": int(os.environ.get("WORLD_SIZE", "1")), **provenance(),
+            "seconds": round(seconds_spent(folder)), "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            **provenance(str(target)),
             "platform": platform.platform(), "log": _short_log(folder / "metrics.csv")}
     if check is None:
         card["schedule"] = save_schedule(folder, job, system)
@@ -158,10 +158,8 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
         stage = "finetuned" if job.step == "finetune" else "base"
         rows.append(_measure(system, job, preset, recipe, check, stage, target))
         card["top1"] = rows[-1].top1
-        (folder / "rows.csv").unlink(missing_ok=True)
-        store = Results(folder / "rows.csv")
+        write(folder / "rows.csv", rows)
         for row in rows:
-            store.add(row)
             say(f"{row.stage}: top-1 {100 * row.top1:.1f} % ({100 * row.top1_low:.1f} to {100 * row.top1_high:.1f})")
     with replace_file(card_file) as temporary:
         temporary.write_text(json.dumps(card, indent=1) + "\n")
@@ -187,21 +185,15 @@ def _dry_run(system: Any, feed: Callable[[int, int], Feed | StreamFeed], recipe:
 def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Images, stage: str,
              device: torch.device) -> Row:
     system.eval()
-    draws = isinstance(system, PooledViT) and system.draws
-    measured = score(system, check, check, job.name, job.seed if draws else None)
-    pooling = getattr(system, "pooling", None)
     pooled = stage != "base" and job.pools
+    about = subject(system, f"{preset.name}/{job.model}", check) | dict(data=Path(preset.data).name)    # wherever it is
     return Row(
         key=key_of(job=job.name, preset=preset.name, stage=stage), method=job.system,
-        init=job.init or (pooling.init_name() or "" if pooled else ""), output=pooling.output_name if pooled else "",
-        counts=pooled and system.carry_counts, saving=job.saving, seed=job.seed,
-        schedule=" ".join(map(str, system.schedule or ())), **measured, batch_size=check.batch_size,
-        model=f"{preset.name}/{job.model}", weights=fingerprint(system),
-        data=Path(preset.data).name,                # wherever it lies
-        device=device_name(str(device)), threads=torch.get_num_threads(), stage=stage, preset=preset.name, run=job.name,
-        schedule_name=job.schedule, qk=f"{job.qk}-{job.alpha}" if job.qk else "", train_seed=job.seed,
+        init=job.init or (system.pooling.init_name() or "" if pooled else ""), counts=pooled and system.carry_counts,
+        saving=job.saving, seed=job.seed, **about, **score(system, check, job.seed), stage=stage, preset=preset.name,
+        run=job.name, schedule_name=job.schedule, qk=f"{job.qk}-{job.alpha}" if job.qk else "", train_seed=job.seed,
         base_seed=job.seed if job.step == "base" else job.base_seed,
-        epochs=recipe.epochs if stage == "finetuned" else 0.0, **provenance())
+        epochs=recipe.epochs if stage == "finetuned" else 0.0, **provenance(str(device)))
 
 
 def _short_log(metrics: Path, lines: int = 12) -> list[str]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import tokenpool as tp
 from tokenpool.core.pooling import Pooling
-from tokenpool.data.datasets import photographs, scale, square
+from tokenpool.data.datasets import scale
 from tokenpool.data.pebbles import CLASSES
+from tokenpool.data.photographs import photographs, square
 from tokenpool.lab.k_explorer.settings import DEPTH, OWN, POOLING, Ks, N, Setting, plain_macs
 from tokenpool.lab.kit.session import pebbles, shipped_vit
 from tokenpool.models.trace import TraceStep

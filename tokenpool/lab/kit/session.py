@@ -144,8 +144,8 @@ class Lab:
             return tokenpool.PooledViT(self.vit).trace(x).steps[block].tokens, score
 
     def photographs(self, size: int = 64) -> dict[str, np.ndarray]:
-        """Five photographs from scikit-image and scikit-learn: name -> (3, size, size) uint8."""
-        from tokenpool.data.datasets import photographs
+        """Six photographs from scikit-image and scikit-learn: name -> (3, size, size) uint8."""
+        from tokenpool.data.photographs import photographs
         return photographs(size)
 
     def generator(self, seed: int = SEED) -> torch.Generator:
@@ -183,8 +183,8 @@ def photograph_vit() -> nn.Module:
 def shipped_rows(name: str) -> pd.DataFrame:
     """Shipped rows: "pebbles" is the output of `make reproduce`, "<preset>-runs" are the finetunings of a preset."""
     from tokenpool.data.weights import data_folder
-    from tokenpool.measure.rows import Results, frame
-    return frame(Results(data_folder() / "runs" / f"{name}.csv").rows)
+    from tokenpool.measure.rows import frame, read
+    return frame(read(data_folder() / "runs" / f"{name}.csv"))
 
 
 @functools.lru_cache(maxsize=8)

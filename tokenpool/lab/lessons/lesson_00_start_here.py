@@ -15,8 +15,9 @@ from torch import Tensor
 
 import tokenpool as tp
 from tokenpool.core.methods import METHODS
-from tokenpool.data.datasets import photographs, scale
+from tokenpool.data.datasets import scale
 from tokenpool.data.pebbles import CLASSES, REGIONS, Pebbles
+from tokenpool.data.photographs import photographs
 from tokenpool.lab.kit.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE
 from tokenpool.lab.kit.predictions import Prediction

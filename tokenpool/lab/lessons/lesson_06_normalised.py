@@ -15,7 +15,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor, nn
 
-from tokenpool.data.datasets import photographs
+from tokenpool.data.photographs import photographs
 from tokenpool.lab.kit.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.kit.predictions import Prediction
