@@ -28,7 +28,7 @@ from notebook_pages import Notebook, Unfit, fenced, outputs, relink, source, tag
 ROOT = Path(__file__).resolve().parents[1]
 #: what is a page beside docs/*.md and the notebooks
 DOCUMENTS = {"README.md": "index.md", "docs/index.md": "index.md", "CONTRIBUTING.md": "contributing.md",
-             "data/README.md": "data.md", "docs/board.html": "board.html"}
+             "CHANGELOG.md": "changelog.md", "data/README.md": "data.md", "docs/board.html": "board.html"}
 #: files that pages fetch, taken from installed packages: one copy, no network
 PLOTLY, MATHS = ("plotly", "package_data/plotly.min.js"), ("ziamath", "fonts/STIXTwoMath-Regular.ttf")
 _TABLE = re.compile(r"<!-- notebooks:.*?-->", re.S)
