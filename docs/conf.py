@@ -39,7 +39,7 @@ html_static_path = ["_static"]
 templates_path = ["_templates"]
 html_css_files = ["maths.css", "site.css"]
 html_copy_source = html_show_sourcelink = html_use_index = False
-html_domain_indices = html_show_search_summary = False    # summaries are loaded by script, which a page opened from disk may not do
+html_domain_indices = html_show_search_summary = False    # a page on disk may not load summaries
 html_sidebars = {"**": ["sidebar/brand.html", "sidebar/search.html", "sidebar/scroll-start.html",
                         "sidebar/navigation.html", "sidebar/evidence.html", "sidebar/scroll-end.html"]}
 _BLUE = {"color-brand-primary": "#005A8F", "color-brand-content": "#005A8F"}

@@ -33,7 +33,7 @@ from build_site import (
 from check_site import check
 from notebook_pages import Notebook, Unfit, fenced, outputs, relink, source, tags
 
-_DETAILS = re.compile(r"<details.*?</details>", re.S)                     # tables behind a click do not belong on a slide
+_DETAILS = re.compile(r"<details.*?</details>", re.S)                     # no tables behind a click on slides
 KEYS = {"→": "next", "←": "back", "O": "overview", "S": "speaker's notes", "F": "full screen", "?": "all keys"}
 #: the first slide of a notebook; slides.css asks reveal.js whether a slide is dark
 _TITLE = "```{revealjs-section}\n:data-background-color: \"#0B3C5D\"\n```"

@@ -40,11 +40,11 @@ print(f"""
 ## Why the init and the counts matter so much here
 
 The best clustering measured is {best[0]} with the {best[1]} init{' and carried counts' if best[2] else ''}
-(chosen on the same images; the gaps are far larger than that choice could explain). Our reading (I): the top-K init puts
-its centres where the score is high, that is, into one region, and five iterations of K-Medoids do not move them out of
-it: the reconstruction error stays higher than with the farthest-first init. And without carried counts, a token that
-represents forty patches of ground gets no more attention than a token that represents four patches of a pebble, so
-later blocks see other averages than in training. The tables above show how much of this finetuning repairs.
+(chosen on the same images; the gaps are far larger than that choice could explain). Our reading (I): the top-K init
+puts its centres where the score is high, that is, into one region, and five iterations of K-Medoids do not move them
+out of it: the reconstruction error stays higher than with the farthest-first init. And without carried counts, a token
+that represents forty patches of ground gets no more attention than a token that represents four patches of a pebble,
+so later blocks see other averages than in training. The tables above show how much of this finetuning repairs.
 
 ## All means over seeds
 
