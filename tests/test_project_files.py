@@ -1,11 +1,13 @@
-"""GitHub's files: workflows, templates, hooks, changelog. All of them parse and name what exists."""
+"""For contributors: the table of rooms, the changelog, workflows, templates and hooks name what exists."""
 
+import functools
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from test_repository import ROOMS, modules
 
 from tokenpool.measure.rows import Row
 
@@ -13,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = sorted(p for p in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if p.name != "config.yml")
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
-CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+CHANGELOG, CONTRIBUTING = ((ROOT / f"{name}.md").read_text() for name in ("CHANGELOG", "CONTRIBUTING"))
 
 
 def steps(workflow):
@@ -105,3 +107,41 @@ def test_versions_agree():
     assert versions[0] == "Unreleased"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert versions[1] == project["version"] == str(yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"])
+
+
+# ---- the table of rooms in CONTRIBUTING.md ----
+
+def rooms():
+    """Room -> its modules, as the table lists them; a folder ends in a slash."""
+    rows = re.findall(r"^\| `(\w+)/` \| .+? \| (.+?) \|$", CONTRIBUTING, re.M)
+    return {room: re.findall(r"`([\w/]+)`", listed) for room, listed in rows}
+
+
+def in_the_tree(room):
+    folder = ROOT / "tokenpool" / room
+    return {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__"} | {
+        f"{p.name}/" for p in folder.iterdir() if p.is_dir() and p.name != "__pycache__"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_table_lists_the_modules_of_a_room(room):
+    listed = rooms()[room]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == in_the_tree(room)
+
+
+def test_the_rooms_are_listed_from_the_top():
+    assert tuple(rooms()) == ROOMS
+
+
+@functools.cache
+def imports():
+    return modules(ROOT / "tokenpool")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_module_imports_only_from_modules_listed_before_it(room):
+    place = {f"{room}.{name}": i for i, name in enumerate(rooms()[room])}              # folders are not compared
+    graph = imports()
+    assert [f"{name} imports {other}" for name in place for other in graph.get(name, ())
+            if place.get(other, -1) > place[name]] == []
