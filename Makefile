@@ -1,4 +1,4 @@
-# tokenpool. `make help` lists what can be typed. Nothing but python3 (3.11 to 3.13, with venv) and make is needed.
+# tokenpool. `make help` lists the targets. You need python3 (3.11 to 3.13, with venv) and make.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,15 +9,15 @@ READY := .venv/ready
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
 
-install: $(READY)  ## set up .venv from requirements.lock, once
+install: $(READY)  ## create .venv from requirements.lock, once
 
-reproduce: $(READY)  ## measure every method; table, CSV and page in results/reproduce (minutes)
+reproduce: $(READY)  ## measure every method without finetuning: table, CSV and page in results/reproduce (4 minutes)
 	$(BIN)/tokenpool reproduce
 
-protocol: $(READY)  ## search K, finetune every method on pebbles from the shipped weights, write the board (about 20 minutes)
+protocol: $(READY)  ## search K and finetune every method on pebbles, then write results/board.html (20 minutes)
 	$(BIN)/tokenpool protocol
 
-bench: $(READY)  ## is the saving in computations a saving in time? table and page in results/bench (four minutes)
+bench: $(READY)  ## does saving compute save time? table and page in results/bench (4 minutes)
 	$(BIN)/tokenpool bench
 
 test: $(READY)   ## lint, types, tests, every notebook as it is and as a good student leaves it
@@ -29,32 +29,31 @@ test: $(READY)   ## lint, types, tests, every notebook as it is and as a good st
 lab: $(READY)    ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-app: $(READY)    ## the explorers as a page without code, in the browser; this machine only
+app: $(READY)    ## the explorers in the browser, without code; served to this machine only
 	$(BIN)/tokenpool explore
 
-notebooks: $(READY)  ## run all notebooks and save what they print
+notebooks: $(READY)  ## run all notebooks and save their outputs
 	$(BIN)/python tools/tidy_notebooks.py
 
-site: $(READY)   ## the course as pages in site/: notebooks, board, API; nothing in it needs a network (a minute)
+site: $(READY)   ## the course as a static site in site/, offline: notebooks, board, API (a minute)
 	$(BIN)/python tools/build_site.py
 
-slides: $(READY) ## the lecturer's slides from the notebooks, in slides/
+slides: $(READY) ## the lecturer's slides, made from the notebooks, in slides/
 	$(BIN)/python tools/make_slides.py
 
-train-default: $(READY)  ## train the model that ships, about 25 minutes on two cores
+train-default: $(READY)  ## train the shipped model (25 minutes on two cores)
 	$(BIN)/tokenpool train --preset pebbles
 
-lock: $(READY)   ## write requirements.lock anew from pyproject.toml
+lock: $(READY)   ## write requirements.lock from pyproject.toml
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras -o requirements.lock
 
 clean:           ## remove .venv, results, site and slides
 	rm -rf .venv results site slides
 
-# The stamp is written last, so a set-up that was stopped is done again. It holds no dates of its own: a changed lock
-# or pyproject.toml makes it old.
+# Written last, so that an interrupted set-up is repeated; a changed lock file or pyproject.toml makes it out of date.
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} came; tokenpool runs on 3.11 to 3.13. Type: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Found Python {v[0]}.{v[1]}; tokenpool needs 3.11 to 3.13. Type: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	@echo "Installing the locked packages into .venv (torch is large: some minutes, once) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock

@@ -1,7 +1,7 @@
 """Sphinx for two things: the course site (`make site`) and the slides (`make slides`).
 
 Neither is built from this folder: `tools/build_site.py` and `tools/make_slides.py` assemble pages from docs/ and the
-stored notebooks and point Sphinx here. Nothing is executed, and nothing a page needs lies outside it.
+stored notebooks and point Sphinx here. Nothing is executed, and the pages load nothing from other hosts.
 """
 
 import re
@@ -39,7 +39,7 @@ html_static_path = ["_static"]
 templates_path = ["_templates"]
 html_css_files = ["maths.css", "site.css"]
 html_copy_source = html_show_sourcelink = html_use_index = False
-html_domain_indices = html_show_search_summary = False    # a summary is fetched, which a page from disk may not
+html_domain_indices = html_show_search_summary = False    # a page on disk may not load summaries
 html_sidebars = {"**": ["sidebar/brand.html", "sidebar/search.html", "sidebar/scroll-start.html",
                         "sidebar/navigation.html", "sidebar/evidence.html", "sidebar/scroll-end.html"]}
 _BLUE = {"color-brand-primary": "#005A8F", "color-brand-content": "#005A8F"}
@@ -56,7 +56,7 @@ revealjs_script_plugins = [{"name": "RevealNotes", "src": "revealjs/plugin/notes
 revealjs_script_conf = {
     "width": 1280, "height": 720, "margin": 0.0, "center": False, "hash": True, "slideNumber": "c/t",
     "controls": False, "progress": True, "transition": "none", "backgroundTransition": "none",
-    "navigationMode": "linear",                             # one arrow key leads through everything
+    "navigationMode": "linear",                             # one arrow key steps through all slides
     "pdfSeparateFragments": False, "help": True,
 }
 

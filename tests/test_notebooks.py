@@ -96,7 +96,7 @@ MISTAKES = [
     (set_output(output_type="error", ename="E", evalue="", traceback=[]), "an error is saved"),
     (set_output(output_type="stream", name="stderr", text="warning"), "noise on stderr"),
     (set_output(output_type="stream", name="stdout", text="0.1234567"), "five decimals"),
-    (set_output(output_type="stream", name="stdout", text="saved in /home/me/x"), "a place of this machine"),
+    (set_output(output_type="stream", name="stdout", text="saved in /home/me/x"), "a path of this machine"),
     (set_output(output_type="execute_result", data={"text/plain": "tensor(3)"}), "a raw repr"),
     (set_output(output_type="display_data", data={"application/vnd.jupyter.widget-view+json": {}}), "a dead widget"),
     (lambda n: n["metadata"].update(widgets={}), "the state of widgets is saved"),

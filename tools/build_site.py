@@ -5,7 +5,7 @@
 
 Pages are assembled in a temporary folder with the repository's links made to fit (notebooks as MyST Markdown, see
 `notebook_pages.py`), Sphinx turns them into HTML with every warning an error, and `check_site.py` reads the result.
-Nothing is executed: a notebook is shown as it was saved.
+Nothing is executed: notebooks are shown with their saved outputs.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from check_site import check
 from notebook_pages import Notebook, Unfit, fenced, outputs, relink, source, tags
 
 ROOT = Path(__file__).resolve().parents[1]
-#: what is a page beside docs/*.md and the notebooks
+#: pages besides docs/*.md and the notebooks
 DOCUMENTS = {"README.md": "index.md", "docs/index.md": "index.md", "CONTRIBUTING.md": "contributing.md",
-             "data/README.md": "data.md", "docs/board.html": "board.html"}
+             "CHANGELOG.md": "changelog.md", "data/README.md": "data.md", "docs/board.html": "board.html"}
 #: files that pages fetch, taken from installed packages: one copy, no network
 PLOTLY, MATHS = ("plotly", "package_data/plotly.min.js"), ("ziamath", "fonts/STIXTwoMath-Regular.ttf")
 _TABLE = re.compile(r"<!-- notebooks:.*?-->", re.S)
@@ -37,7 +37,7 @@ _TABLE = re.compile(r"<!-- notebooks:.*?-->", re.S)
 # ---- links: from where a file is in the repository to where its page is on the site ----
 
 class Links:
-    """`pages`: file in the repository -> its page. Linked files that are no pages are remembered in `copied`."""
+    """`pages`: file in the repository -> its page. Other linked files are collected in `copied`."""
 
     def __init__(self, pages: dict[str, str]) -> None:
         self.pages, self.copied = pages, dict[str, str]()
@@ -167,7 +167,7 @@ def sphinx(pages: Path, out: Path, builder: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], pages: Path) -> list[str]:
-    """Wait; what Sphinx had to say, with notebooks and cells in place of temporary files and lines."""
+    """Wait for Sphinx; its messages, with notebooks and cells in place of temporary files and lines."""
     said = process.communicate()[0]
     if process.returncode == 0:
         return []
@@ -180,20 +180,20 @@ def finish(process: subprocess.Popen[str], pages: Path) -> list[str]:
         cells = [line.split()[-1] for line in before if line.startswith("% cell ")]
         return f"notebooks/{page.stem}.ipynb, cell {cells[-1] if cells else 0}"
     said = re.sub(rf"({re.escape(str(pages))}\S*?\.md):(\d+)", place, said)
-    return [line for line in said.splitlines() if line.strip()] or ["Sphinx stopped and did not say why."]
+    return [line for line in said.splitlines() if line.strip()] or ["Sphinx stopped without a message."]
 
 
 def package_file(package: str, path: str) -> Path:
-    """A file that an installed package brings along."""
-    found = find_spec(package)                               # where it lies; it is not imported
+    """A file of an installed package."""
+    found = find_spec(package)                               # its place; it is not imported
     file = Path(found.origin).parent / path if found and found.origin else Path(path)
     if not file.is_file():
-        raise Unfit(f"{package} is not here, or without {path}. Install the locked release: make install")
+        raise Unfit(f"{package} is not installed, or has no {path}. Install the locked release: make install")
     return file
 
 
 def put(built: Path, out: Path, mark: str) -> None:
-    """Move what was built to `out`; never over a folder that something else wrote."""
+    """Move the result to `out`; never over a folder with other files."""
     if out.exists() and any(out.iterdir()) and not (out / mark).exists():
         raise Unfit(f"{out} holds other files. Give --out a new or empty folder.")
     shutil.rmtree(out, ignore_errors=True)
@@ -209,7 +209,7 @@ def notebooks_in(folder: Path) -> list[Notebook]:
 
 
 def build(out: Path, folder: Path) -> list[str]:
-    """Build the site into `out`; what is wrong with it, as sentences."""
+    """Build the site into `out`; returns a sentence per problem."""
     with tempfile.TemporaryDirectory() as temporary:
         pages, built = Path(temporary) / "pages", Path(temporary) / "site"
         assemble(pages, notebooks_in(folder))
@@ -237,7 +237,7 @@ def main() -> None:
     except Unfit as error:
         problems = [str(error)]
     if problems:
-        sys.exit("The site is not right:\n" + "\n".join(f"- {p}" for p in problems))
+        sys.exit("The site has problems:\n" + "\n".join(f"- {p}" for p in problems))
     print(f"page   {args.out / 'index.html'}   (open it in a browser; nothing in it needs a network)")
 
 

@@ -1,8 +1,8 @@
-"""Look at finished pages as a strict reader would: dead links, requests to the outside, images without words.
+"""Check the built pages: dead links, requests to other hosts, images without alt text.
 
     python tools/check_site.py site
 
-Only what can be seen in the files is looked at here; tests/test_site.py opens the pages in a browser as well.
+This reads the files only; tests/test_site.py also opens the pages in a browser.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _OUTSIDE = re.compile(r"(?i)(?:[a-z][a-z0-9+.-]*:)?//")
-#: tag -> attributes that make a browser fetch something while it shows the page
+#: tag -> attributes that make a browser load something with the page
 _FETCHES = {"script": ["src"], "link": ["href"], "img": ["src", "srcset"], "source": ["src", "srcset"],
             "iframe": ["src"], "video": ["src", "poster"], "audio": ["src"], "embed": ["src"], "object": ["data"],
             "image": ["href"]}
@@ -23,7 +23,7 @@ _FETCHES = {"script": ["src"], "link": ["href"], "img": ["src", "srcset"], "sour
 
 @dataclass
 class Page(HTMLParser):
-    """What of a page matters here."""
+    """The parts of a page that are checked."""
 
     ids: set[str] = field(default_factory=set)
     links: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ def read(file: Path) -> Page:
 
 
 def check(folder: Path, one_title: bool = True) -> list[str]:
-    """What is wrong with the pages in `folder`, as sentences; an empty list is good news."""
+    """A sentence per problem of the pages in `folder`."""
     pages = {file.resolve(): read(file) for file in sorted(folder.rglob("*.html")) if "_static" not in file.parts}
     if not pages:
         return [f"{folder} holds no pages. Build them first: make site"]
@@ -91,7 +91,7 @@ def check(folder: Path, one_title: bool = True) -> list[str]:
 
 
 def dead(file: Path, target: str, pages: dict[Path, Page], anchors: bool = True) -> str:
-    """Why a link leads nowhere; empty when it does not, or when it leads outside on a click."""
+    """Why a link is dead; empty if it is not, or if it is a link to another host."""
     if re.match(r"(?i)[a-z][a-z0-9+.-]*:", target) or target.startswith("//"):
         return ""
     path, _, anchor = target.partition("#")
@@ -99,7 +99,7 @@ def dead(file: Path, target: str, pages: dict[Path, Page], anchors: bool = True)
     if not goal.is_file():
         return "which is not there. Correct the link in the notebook or in docs/."
     if anchors and anchor and goal in pages and unquote(anchor) not in pages[goal].ids:
-        return "which has no such heading. Correct what stands behind the # sign."
+        return "which has no such heading. Correct the part after the #."
     return ""
 
 

@@ -1,6 +1,6 @@
-"""What a notebook of the course must not do, as sentences.
+"""Check the notebooks of the course; one sentence per problem.
 
-    python tools/lint_notebooks.py [FILE ...]        # default: all of notebooks/; exit 1 where something is wrong
+    python tools/lint_notebooks.py [FILE ...]        # default: all of notebooks/; exit 1 if there are any
 
 A notebook test is easily empty: nbval compares nothing in a cell that was saved without output, and prose may say
 "83 %" while the cell above prints something else. So: checked cells must hold their output, every number in prose must
@@ -23,7 +23,7 @@ MOST_CELLS, MOST_LINES, MOST_BYTES = 40, 15, 150_000
 #: parts of the template, in their order: (what is missing, how it is recognised)
 TEMPLATE = (
     ("a question in the first cell (**Question.** ...)", r"\*\*Question\.\*\*"),
-    ("what one will be able to do", r"You will be able to"),
+    ("the learning goals (You will be able to ...)", r"You will be able to"),
     ("the set-up line, lab = start(...)", r"^lab = start\(\"\d\d\"\)"),
     ("a prediction, lab.predict(...)", r"^lab\.predict\("),
     ("an exercise, lab.check(...)", r"^lab\.check\("),
@@ -42,7 +42,7 @@ _NAMED = re.compile(r"(?:notebooks?|figs?\.|figures?|eqs?\.|sections?|appendix|l
 
 
 def problems(path: Path) -> list[str]:
-    """Everything that is wrong with a notebook file; empty where nothing is."""
+    """All problems of a notebook file."""
     notebook = json.loads(path.read_text())
     size = path.stat().st_size
     found = [f"{size / 1e3:.0f} KB; at most {MOST_BYTES / 1e3:.0f}"] if size > MOST_BYTES else []
@@ -110,7 +110,7 @@ def _outputs(notebook: dict[str, Any]) -> Iterator[str]:
         if not cell["outputs"]:
             yield f"cell {place}: a checked cell has no output, so nothing would be compared"
         elif any(o["output_type"] != "stream" for o in cell["outputs"]):
-            yield f"cell {place}: a checked cell may only print; figures differ in ways nobody can see"
+            yield f"cell {place}: a checked cell may only print; figures differ in invisible ways"
         elif re.search(r"\d\.\d{5,}", _said(cell)):
             yield f"cell {place}: a checked output with five decimals differs between processors"
     counts = [c["execution_count"] for _, c in code]
@@ -128,11 +128,11 @@ def _outputs(notebook: dict[str, Any]) -> Iterator[str]:
             if output["output_type"] == "execute_result" and set(data) == {"text/plain"}:
                 yield f"cell {place}: shows a raw repr; print words"
         if _PLACE.search(_said(cell)):
-            yield f"cell {place}: tells a place of this machine: {_PLACE.search(_said(cell))[0].strip()}"
+            yield f"cell {place}: contains a path of this machine: {_PLACE.search(_said(cell))[0].strip()}"
 
 
 def _said(cell: dict[str, Any]) -> str:
-    """All that a code cell's outputs say in words."""
+    """The text of a code cell's outputs."""
     said = []
     for output in cell["outputs"]:
         said.append("".join(output.get("text", "")))

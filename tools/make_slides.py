@@ -33,11 +33,11 @@ from build_site import (
 from check_site import check
 from notebook_pages import Notebook, Unfit, fenced, outputs, relink, source, tags
 
-_DETAILS = re.compile(r"<details.*?</details>", re.S)                     # a table to click is no matter for a slide
+_DETAILS = re.compile(r"<details.*?</details>", re.S)                     # no tables behind a click on slides
 KEYS = {"→": "next", "←": "back", "O": "overview", "S": "speaker's notes", "F": "full screen", "?": "all keys"}
 #: the first slide of a notebook; slides.css asks reveal.js whether a slide is dark
 _TITLE = "```{revealjs-section}\n:data-background-color: \"#0B3C5D\"\n```"
-#: of reveal.js; some of it would fetch fonts and scripts
+#: parts of reveal.js, some of which would load fonts and scripts
 UNUSED = ("css", "dist/theme", *(f"plugin/{name}" for name in ("highlight", "markdown", "math", "search", "zoom")))
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)\s]*\)")
 
@@ -111,7 +111,7 @@ def room_above(notebook: Notebook, place: int) -> int:
 
 
 def inline(text: str) -> str:
-    """The few marks a question may hold."""
+    """The few Markdown marks that a question may contain."""
     text = html.escape(plain(text, marks=False), quote=False)
     return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", re.sub(r"`([^`]+)`", r"<code>\1</code>", text.replace("**", "*")))
 
@@ -131,7 +131,7 @@ def opening(notebooks: list[Notebook]) -> str:
 
 
 def build(out: Path, folder: Path) -> tuple[list[str], int]:
-    """Build the deck into `out`; what is wrong with it, as sentences, and the number of slides."""
+    """Build the deck into `out`; returns a sentence per problem, and the number of slides."""
     notebooks = notebooks_in(folder)
     with tempfile.TemporaryDirectory() as temporary:
         pages, built = Path(temporary) / "pages", Path(temporary) / "slides"
@@ -184,7 +184,7 @@ def overfull(page, deck: Path) -> list[str]:
 
 
 def look(deck: Path) -> list[str] | None:
-    """`overfull` in the Chromium that is installed; None where there is none."""
+    """`overfull` in the installed Chromium; None if there is none."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     try:
         from playwright.sync_api import sync_playwright
@@ -216,7 +216,7 @@ def main() -> None:
     except Unfit as error:
         problems = [str(error)]
     if problems:
-        sys.exit("The slides are not right:\n" + "\n".join(f"- {p}" for p in problems))
+        sys.exit("The slides have problems:\n" + "\n".join(f"- {p}" for p in problems))
     said = "every one fits" if looked is not None else "not looked at in a browser: no Chromium here"
     print(f"page   {args.out / 'index.html'}   ({count} slides, {said}; open it in a browser)")
 

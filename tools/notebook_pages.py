@@ -1,4 +1,4 @@
-"""A stored notebook as MyST Markdown: text as it is, code in blocks, outputs as they were saved. Nothing is run.
+"""A stored notebook as MyST Markdown: text, code in blocks, saved outputs. Nothing is run.
 
 `build_site.py` makes pages of it, `make_slides.py` slides. Both need what stands here: the head of a notebook, the HTML
 of an output, and links that lead to the right place.
@@ -20,7 +20,7 @@ _CODE = re.compile(r"(^```.*?^```[ \t]*$|^~~~.*?^~~~[ \t]*$|`+[^`\n]+`+)", re.S 
 
 
 class Unfit(ValueError):
-    """What in a notebook cannot be shown, and what to do about it."""
+    """Something in a notebook cannot be shown; the message says what, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _bundle(notebook: Notebook, place: int, data: dict[str, Any], move: Callable
     if WIDGET in data:
         return [_html("<p>A control; run the notebook in JupyterLab to use it.</p>", move)]
     if re.match(r"<[\w.]+( object)? at 0x|<[A-Z]\w+.*>$|(Figure|FigureWidget)\(\{", words):
-        return []                                                # a bare repr tells a reader nothing
+        return []                                                # a bare repr is of no use to a reader
     return [_text(words, "result")]
 
 

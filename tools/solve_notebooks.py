@@ -1,4 +1,4 @@
-"""Copies of the notebooks as a good student leaves them: every stub replaced by the solution of its exercise.
+"""Copies of the notebooks with all exercises solved: every stub replaced by the solution of its exercise.
 
     python tools/solve_notebooks.py FOLDER
 

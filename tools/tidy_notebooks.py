@@ -1,8 +1,8 @@
-"""Run notebooks from top to bottom and save what they print; nothing else stays in the files.
+"""Run notebooks from top to bottom and save their outputs; everything else is removed from the files.
 
     python tools/tidy_notebooks.py                        # all of notebooks/, each in a fresh kernel
     python tools/tidy_notebooks.py notebooks/03_*.ipynb   # some
-    python tools/tidy_notebooks.py --check                # only say which are not tidy
+    python tools/tidy_notebooks.py --check                # only list those that are not tidy
 
 Saved are outputs with their counts (a checked cell without them checks nothing). Not saved: the state of widgets
 (megabytes), their views (dead without a kernel; the still image and the words beside them stay), times, and whatever
@@ -26,7 +26,7 @@ METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "na
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Drop what does not belong in a file that people read; changes and returns it."""
+    """Remove what a published notebook should not contain; changes and returns it."""
     notebook.metadata = NotebookNode(METADATA)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
@@ -42,7 +42,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 
 
 def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Neighbouring pieces of one stream as one: where they were cut is chance."""
+    """Neighbouring pieces of one stream as one: where the kernel cut them is random."""
     kept: list[NotebookNode] = []
     for output in outputs:
         if kept and output.output_type == kept[-1].output_type == "stream" and output.name == kept[-1].name:
@@ -54,7 +54,7 @@ def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 def run(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    # the client needs the state of widgets while it runs; `tidy` takes it out again
+    # the client needs the state of widgets while it runs; `tidy` removes it
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
     nbformat.write(tidy(notebook), path)
 
