@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="pebbles, a folder (Parquet, or one folder a class), or a timm name; default: pebbles")
     run.add_argument("--split", default="validation", help="of the data; default: validation")
     run.add_argument("--download", action="store_true", help="let torch/ data sets download themselves")
-    run.add_argument("--images", "--pictures", type=int, metavar="N", 
+    run.add_argument("--images", "--pictures", type=int, metavar="N",
                      help="how many; default: 600 of pebbles, all of others")
     run.add_argument("--seeds", type=int, default=5, metavar="N", help="for what draws at random; default: 5")
     run.add_argument("--device", default="cpu", help="cpu, cuda, mps; default: cpu")

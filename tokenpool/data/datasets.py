@@ -185,7 +185,7 @@ class ParquetImages(Dataset[tuple[Any, int]]):
 
 
 def photographs(size: int = 64) -> dict[str, np.ndarray]:
-    """Five real photographs that scikit-image and scikit-learn bring along, square: name -> (3, size, size) uint8.
+    """Six real photographs that scikit-image and scikit-learn bring along, square: name -> (3, size, size) uint8.
 
     No file of theirs is copied into this project. Sources and licences: see data/README.md.
     """
@@ -193,7 +193,8 @@ def photographs(size: int = 64) -> dict[str, np.ndarray]:
     from sklearn.datasets import load_sample_image
 
     found = {"cat": skimage_data.chelsea(), "coffee": skimage_data.coffee(), "astronaut": skimage_data.astronaut(),
-             "temple": load_sample_image("china.jpg"), "flower": load_sample_image("flower.jpg")}
+             "temple": load_sample_image("china.jpg"), "flower": load_sample_image("flower.jpg"),
+             "rocket": skimage_data.rocket()}
     return {name: square(Image.fromarray(np.asarray(pixels)), size) for name, pixels in found.items()}
 
 
