@@ -1,4 +1,4 @@
-"""Photographs as square arrays: five that other packages ship, or any image file."""
+"""Photographs as square arrays: six that other packages ship, or any image file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 
 def photographs(size: int = 64) -> dict[str, np.ndarray]:
-    """Five photographs of scikit-image and scikit-learn, square: name -> (3, size, size) uint8.
+    """Six photographs of scikit-image and scikit-learn, square: name -> (3, size, size) uint8.
 
     None of their files is copied into this project. Sources and licences: see data/README.md.
     """
@@ -17,7 +17,8 @@ def photographs(size: int = 64) -> dict[str, np.ndarray]:
     from sklearn.datasets import load_sample_image
 
     found = {"cat": skimage_data.chelsea(), "coffee": skimage_data.coffee(), "astronaut": skimage_data.astronaut(),
-             "temple": load_sample_image("china.jpg"), "flower": load_sample_image("flower.jpg")}
+             "temple": load_sample_image("china.jpg"), "flower": load_sample_image("flower.jpg"),
+             "rocket": skimage_data.rocket()}
     return {name: square(Image.fromarray(np.asarray(pixels)), size) for name, pixels in found.items()}
 
 
