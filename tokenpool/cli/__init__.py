@@ -35,6 +35,7 @@ COMMANDS = {
     },
     "look": {
         "report": "the board: everything measured so far on one page, with verdicts",
+        "clusters": "which patches of a photograph share a token: a page without Python",
         "explore": "the explorers of the course in the browser, without code",
     },
     "share": {
