@@ -70,9 +70,8 @@ def pool_tokens(x: Tensor, k: int, *, method: str | None = None, weights: Tensor
     pooling = Pooling(method, None if isinstance(init, Tensor) else init, n_iter, output, kernel)
     check_request(x, k, method, output, init, weights, counts, grid, metric)
     N = x.shape[1]
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(N, generator=generator, device=generator.device, dtype=torch.float64)
+    noise = _fixed_noise(N) if generator is None else \
+        torch.rand(N, generator=generator, device=generator.device, dtype=torch.float64)
     rows, cols = grid or (math.isqrt(N), math.isqrt(N))
     if rows * cols == N:
         positions = selection.grid_positions(rows, cols, x.device)
@@ -80,6 +79,11 @@ def pool_tokens(x: Tensor, k: int, *, method: str | None = None, weights: Tensor
         positions = x.new_zeros(1, N, 2)
     return pooling(x, k, weights, counts, noise=noise, positions=positions, aspect=rows / cols, init=given,
                    metric=metric)
+
+
+@torch.compiler.assume_constant_result              # torch.compile cannot trace a generator
+def _fixed_noise(n: int) -> Tensor:
+    return torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
