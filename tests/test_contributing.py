@@ -17,7 +17,7 @@ import pytest
 from run_mutants import overlay
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACE = re.compile(r"^# (\S+\.(?:py|ipynb)), (?:above (\w+)|in (\w+)|(at the end|a code cell|a new file))\n", re.M)
+PLACE = re.compile(r"^# (\S+\.(?:py|ipynb)), (?:above (\w+)|in (\w+)|(at the end|a cell|new))\n", re.M)
 SECTION = re.compile(r"^## (A new [\w ]+): (\d) places?\n(.*?)(?=^## |\Z)", re.M | re.S)
 
 #: section -> what a reader would type to see the example work, and what it prints
@@ -33,6 +33,10 @@ USES = {
         pooled = tp.PooledViT(timm.create_model("pebbles_vit").eval(), saving=0.42, score="strongest", method="top_k")
         print(tuple(pooled(torch.zeros(2, 3, 64, 64)).shape))
         """, "(2, 30)"),
+    "A new claim": ("""
+        from tokenpool.report import claims
+        print(next(claim.sentence for claim in claims.CLAIMS if claim.id == "random_above_top_k"))
+        """, "random selection is above top-K at every budget"),
     "A new exercise": ("""
         import nbformat, solve_notebooks
         from tokenpool.lab import start
@@ -45,6 +49,12 @@ USES = {
         exec(next(c.source for c in solved.cells if 'lab.check("d"' in c.source))
         print(lab.outcomes["d"].state)
         """, "open", "right"),
+    "A new notebook": ("""
+        import nbformat
+        [cell] = nbformat.read("notebooks/09_rotary.ipynb", as_version=4).cells
+        exec(cell.source)
+        print(lab.number, lab.lesson.__name__, lab.predict("a").prediction.id)
+        """, "09 tokenpool.lab.lessons.lesson_09_rotary a"),
 }
 
 
@@ -62,12 +72,12 @@ def pieces(text):
 
 def put(source, where, code):
     """A file's text with a piece of code in its place."""
-    if where == "a new file":
+    if where == "new":
         return code
     if where == "at the end":
         return f"{source.rstrip()}\n\n\n{code}"
-    if where == "a code cell":
-        notebook = nbformat.reads(source, as_version=4)
+    if where == "a cell":
+        notebook = nbformat.reads(source, as_version=4) if source else nbformat.v4.new_notebook()
         notebook.cells.append(nbformat.v4.new_code_cell(code.rstrip()))
         return nbformat.writes(notebook)
     how, name = where.split()
@@ -99,12 +109,15 @@ def printed(tmp_path_factory):
             files[file] = put(source, where, code)
     folder = tmp_path_factory.mktemp("overlay")
     overlay(folder, files)
-    script = ("import contextlib, io, json, sys, textwrap, timm, torch, tokenpool as tp\n"
+    script = ("import contextlib, io, json, sys, textwrap, timm, torch, traceback, tokenpool as tp\n"
               "from tokenpool.cli import main\n"
               "printed = {}\n"
               "for title, use in json.load(sys.stdin).items():\n"
               "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
-              "        exec(textwrap.dedent(use), globals())\n"
+              "        try:\n"
+              "            exec(textwrap.dedent(use), globals())\n"
+              "        except Exception:\n"
+              "            traceback.print_exc(file=out)\n"
               "    printed[title] = out.getvalue().splitlines()\n"
               "print(json.dumps(printed))\n")
     done = subprocess.run([sys.executable, "-c", script], input=json.dumps({t: u[0] for t, u in USES.items()}),
@@ -120,8 +133,8 @@ def test_every_worked_example_is_used():
 
 @pytest.mark.parametrize("title", USES)
 def test_a_worked_example_does_what_the_text_says(title, printed):
-    lines = [line for line in printed[title] if line in USES[title][1:]]
-    assert lines == list(USES[title][1:])
+    expected = list(USES[title][1:])
+    assert [line for line in printed[title] if line in expected] == expected, "\n".join(printed[title])
 
 
 @pytest.mark.parametrize("title", USES)

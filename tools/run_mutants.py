@@ -151,16 +151,16 @@ def runs(mutants: list[Mutant]) -> list[Run]:
     for mutant in mutants:
         file, _, words = mutant.tests.partition(" -k ")
         words = words.strip("'")
-        kernels = mutant.function.startswith("core.kernels.")
-        chosen.setdefault((file, kernels), set()).add(words)
+        plain = mutant.function.startswith("core.clustering.")
+        chosen.setdefault((file, plain), set()).add(words)
         found.append(Run(f"{mutant.function}: {mutant.find}", ["-x", f"tests/{file}", "-k", words],
-                         1, environment(kernels), mutant))
+                         1, environment(plain), mutant))
     return [Run(f"no mistake: {file}", [f"tests/{file}", "-k", " or ".join(f"({w})" for w in sorted(words))],
-                0, environment(kernels)) for (file, kernels), words in chosen.items()] + found
+                0, environment(plain)) for (file, plain), words in chosen.items()] + found
 
 
-def environment(kernels: bool) -> dict[str, str]:
-    return {} if kernels else {"TOKENPOOL_KERNEL": "plain"}       # where a mistake in the plain operators is met
+def environment(plain: bool) -> dict[str, str]:
+    return {"TOKENPOOL_KERNEL": "plain"} if plain else {}         # a mistake there is met only where it computes
 
 
 def start(run: Run, folder: Path) -> int:
