@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+PYTEST := $(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help install reproduce protocol bench test test-all mutants lab app notebooks site slides train-default lock clean
 
@@ -25,7 +25,7 @@ test: $(READY)   ## lint, types, tests, every notebook as it is and as a good st
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tools/solve_notebooks.py .solved
-	$(PYTEST) tests tokenpool notebooks .solved
+	$(PYTEST) .solved notebooks tests tokenpool
 
 test-all: test mutants  ## the same, what is slow, what needs a browser, and the planted mistakes (45 minutes)
 	$(PYTEST) -m "slow or browser" tests

@@ -1,5 +1,6 @@
-"""What holds for every test: one torch thread, and which tests one worker of pytest-xdist takes together."""
+"""What holds for every test: one torch thread, one Chromium, and which tests pytest-xdist keeps together."""
 
+import functools
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")      # of the processes too that tests start
@@ -14,17 +15,28 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("find", phases=[p for p in hypothesis.Phase if p is not hypothesis.Phase.shrink])
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests that share a fixture of their module, and the cells of a notebook, go to one worker of pytest-xdist."""
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
-        definitions = getattr(item, "_fixtureinfo", None)
-        shared = sorted(name for name, (*_, last) in (definitions.name2fixturedefs.items() if definitions else ())
-                        if last.scope in ("module", "class"))
-        if item.path.suffix == ".ipynb" or shared:
-            item.add_marker(pytest.mark.xdist_group("-".join([item.path.stem, *shared])))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A notebook, or a file whose tests share a fixture, goes to one worker; all other tests go anywhere."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return file if is_shared(config.rootpath / file) else nodeid
+
+    return Scheduling(config, log)
+
+
+@functools.cache
+def is_shared(path):
+    return path.suffix == ".ipynb" or 'scope="module"' in path.read_text()
 
 
 @pytest.fixture(scope="module")
