@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from commands import Command
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -90,7 +89,9 @@ SMALL = ["--preset", "pebbles", "--images", "512", "--set", "epochs=6", "batch_s
 
 
 def start(arguments, **environment):
-    return Command(*arguments, **environment)
+    return subprocess.Popen([sys.executable, "-m", "tokenpool.cli", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
 def wait_for(condition, process=None, seconds=100):
