@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+PYTEST := $(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help install reproduce protocol bench test lab app notebooks site slides train-default lock clean
+.PHONY: help install reproduce protocol bench test test-all mutants lab app notebooks site slides train-default lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -20,11 +21,18 @@ protocol: $(READY)  ## search K and finetune every method on pebbles, then write
 bench: $(READY)  ## does saving compute save time? table and page in results/bench (4 minutes)
 	$(BIN)/tokenpool bench
 
-test: $(READY)   ## lint, types, tests, every notebook as it is and as a good student leaves it
+test: $(READY)   ## lint, types, tests, every notebook as it is and as a good student leaves it (12 minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+#	$(BIN)/python tools/lint_words.py
 	$(BIN)/python tools/solve_notebooks.py .solved
-	$(BIN)/pytest tests tokenpool notebooks .solved
+	$(PYTEST) .solved notebooks tests tokenpool
+
+test-all: test mutants  ## the same, what is slow, what needs a browser, and the planted mistakes (45 minutes)
+	$(PYTEST) -m "slow or browser" tests
+
+mutants: $(READY)  ## plant about a hundred mistakes, one by one: do the tests notice? (six minutes)
+	$(BIN)/python tools/run_mutants.py
 
 lab: $(READY)    ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -1,8 +1,12 @@
 """What the tests in a real browser share: Chromium, a page that remembers, a control moved by key there and here."""
 
+import contextlib
+import os
 import shutil
 import time
 from pathlib import Path
+
+import pytest
 
 from tokenpool.lab.widgets.controls import Choice, Number
 
@@ -11,12 +15,25 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def launch(play):
-    return play.chromium.launch(executable_path=CHROMIUM,
-                                args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+    return play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic",
+                                                                "--disable-background-networking"])
+
+
+@contextlib.contextmanager
+def open_chromium():
+    """This machine's Chromium. Without one the test is skipped, or fails where TOKENPOOL_REQUIRE_BROWSER is set."""
+    if CHROMIUM is None:
+        said = pytest.fail if os.environ.get("TOKENPOOL_REQUIRE_BROWSER") else pytest.skip
+        said("there is no Chromium on the path")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        browser = launch(play)
+        yield browser
+        browser.close()
 
 
 def watched(chromium, height=1000):
-    """A page that remembers what went wrong and who was called."""
+    """A page that remembers errors and requests to other machines."""
     view = chromium.new_page(viewport={"width": 1280, "height": height})
     view.errors, view.outside = [], []
     view.on("console", lambda said: view.errors.append(said.text) if said.type == "error" else None)

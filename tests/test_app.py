@@ -5,7 +5,6 @@ What the page says after a key press is compared with what the same explorer say
 
 import asyncio
 import datetime
-import os
 import re
 import signal
 import socket
@@ -18,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import tornado.web
-from browsing import CHROMIUM, launch, press, save_image, wait_for_words, watched
+from browsing import open_chromium, press, save_image, wait_for_words, watched
 
 from tokenpool.cli import main
 from tokenpool.lab.app import gallery
@@ -89,16 +88,14 @@ def fits(page, width):
 
 
 @pytest.fixture
-def page():
-    if CHROMIUM is None:
-        assert os.environ.get("TOKENPOOL_REQUIRE_BROWSER") != "1", "a browser is required here and none is installed"
-        pytest.skip("no Chromium on the path")
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as play:
-        chromium = launch(play)
-        view = watched(chromium, height=900)
-        yield view
-        chromium.close()
+def chromium():                 # one per test: asyncio.run, which other tests here need, fails beside an open one
+    with open_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(chromium):
+    return watched(chromium, height=900)
 
 
 def test_all_explorers_on_one_page_by_keyboard(url, page):

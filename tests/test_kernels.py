@@ -169,6 +169,7 @@ def test_triton_attention_received(kind, biased):
 if not INTERPRETED:
 
     @pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+    @pytest.mark.slow
     @pytest.mark.timeout(280)
     def test_triton_through_its_interpreter():
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", __file__]

@@ -476,5 +476,4 @@ def test_predictions_follow_the_evidence():
 
 def test_the_planted_function_can_be_read_in_the_notebook():
     text = inspect.getsource(toys.broken_medoid_update)
-    assert len(text.splitlines()) <= 10
     assert "w[:, None] * d" in text

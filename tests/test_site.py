@@ -1,9 +1,7 @@
 """The course site and the slides: built once from the notebooks as they are, then read and opened as by a visitor."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,26 +39,11 @@ def deck(tmp_path_factory):
     return tool("make_slides.py", tmp_path_factory.mktemp("built") / "slides", "--no-look")
 
 
-@pytest.fixture(scope="module")
-def chrome():
-    from playwright.sync_api import sync_playwright
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        if os.environ.get("TOKENPOOL_REQUIRE_BROWSER"):
-            pytest.fail("chromium is missing")
-        pytest.skip("no chromium here")
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu",
-                                                                    "--disable-background-networking"])
-        yield browser
-        browser.close()
-
-
 class Visit:
     """A tab that notes what goes wrong in it. Requests to the outside are noted and not let through."""
 
-    def __init__(self, chrome, width, height=900):
-        self.tab, self.problems = chrome.new_page(viewport={"width": width, "height": height}), []
+    def __init__(self, chromium, width, height=900):
+        self.tab, self.problems = chromium.new_page(viewport={"width": width, "height": height}), []
         self.tab.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)
         self.tab.on("pageerror", lambda e: self.problems.append(str(e)))
         self.tab.route(lambda url: not url.startswith(("file:", "data:", "blob:")), self.refuse)
@@ -131,9 +114,9 @@ def test_what_was_checked_is_right(site, deck):
 FITS = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
 
 
-def test_pages_in_a_browser(site, chrome):
+def test_pages_in_a_browser(site, chromium):
     """Every figure is drawn, nothing is fetched from outside, nothing is wider than a wide or a narrow window."""
-    visit = Visit(chrome, 1280)
+    visit = Visit(chromium, 1280)
     wanted = {f"notebooks/{n.path.stem}.html": figures(n) for n in NOTEBOOKS}
     for file in sorted(site.rglob("*.html")):
         name = file.relative_to(site).as_posix()
@@ -152,8 +135,8 @@ def test_pages_in_a_browser(site, chrome):
 
 # ---- the slides ----
 
-def test_slides_in_a_browser(deck, chrome):
-    visit = Visit(chrome, 1280, 720)
+def test_slides_in_a_browser(deck, chromium):
+    visit = Visit(chromium, 1280, 720)
     assert make_slides.overfull(visit.tab, deck / "index.html") == []        # went through all of them
     drawn = visit.tab.locator("figure.tp-drawn .js-plotly-plot").count()
     assert drawn == sum(figures(n, tagged=True) for n in NOTEBOOKS)
@@ -259,7 +242,7 @@ def test_sphinx_names_the_cell(tmp_path):
     assert "\\nosuch" in said[0]
 
 
-def test_a_full_slide_is_named(tmp_path, chrome):
+def test_a_full_slide_is_named(tmp_path, chromium):
     """Planted: a cell with far too much text. Beside it one that just needs smaller letters."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
@@ -271,7 +254,7 @@ def test_a_full_slide_is_named(tmp_path, chrome):
     problems, count = make_slides.build(tmp_path / "slides", folder)
     assert problems == []
     assert count == 7                      # two to open, the title, two texts, the figure, and what is said about it
-    visit = Visit(chrome, 1280, 720)
+    visit = Visit(chromium, 1280, 720)
     found = make_slides.overfull(visit.tab, tmp_path / "slides" / "index.html")
     assert len(found) == 1
     assert found[0].startswith("notebooks/01_small.ipynb, cell 3 holds too much")
@@ -363,9 +346,9 @@ def test_formulas_keep_their_letters():
             mathml(wrong)
 
 
-def test_fences_in_a_browser(site, chrome):
+def test_fences_in_a_browser(site, chromium):
     """The brace of two cases is as high as both; norms without \\left are as high as their letters."""
-    visit = Visit(chrome, 800)
+    visit = Visit(chromium, 800)
     visit.tab.goto((site / "index.html").as_uri())
     formulas = r"\begin{cases} 1 & a \\ 0 & b \end{cases}", r"\lVert x \rVert^2 \sum_{i=1}^{N} 1", r"\lVert x \rVert"
     visit.tab.evaluate("html => document.querySelector('article').innerHTML = html",
