@@ -261,7 +261,7 @@ def panel_figure(panel: Panel, rows: pd.DataFrame, preset: str) -> go.Figure | N
             want = "base" if curve.method == "plain" and stage == "untouched" else stage
             part = select(table.all[table.all["stage"] == want], curve, table.first)
             if len(part):
-                p = summary(part, ["schedule_name"], table.noise).sort_values("gmacs")
+                p = summary(part, ["schedule_name"], table.noise if stage == "finetuned" else None).sort_values("gmacs")
                 drawn[_STAGES[stage]].append(Line(
                     curve.label, curve.look, p["speed"] if panel.speed else 1e3 * p["gmacs"], percent(p["top1"]),
                     percent(p["low"]), percent(p["high"]), [

@@ -27,7 +27,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     noise = pooled_noise(g["pixel_miou"] for _, g in rows.groupby(_BY))
 
     def one(group: pd.DataFrame) -> pd.Series:
-        mean, low, high = mean_interval(group, noise if len(group) > 1 else 0.0, "pixel_miou", "pixel_low", "pixel_high")
+        mean, low, high = mean_interval(group, noise if group["pixel_miou"].nunique() > 1 else 0.0, "pixel_miou", "pixel_low", "pixel_high")
         return pd.Series({
             "share": group["gmacs"].mean() / group["gmacs_plain"].iloc[0], "gmacs": group["gmacs"].mean(),
             "miou": mean, "low": low, "high": high, "patch": group["patch_miou"].mean(),
@@ -152,7 +152,7 @@ def write_page(path: Path, rows: pd.DataFrame, model: nn.Module, data: Data) -> 
     key = [(name, "rgb({:.0f},{:.0f},{:.0f})".format(*colour)) for name, colour in
            zip(TRUTHS[data.truth], _PAINT, strict=False)]
     render(path, "dense", "Dense use of pooled tokens", first=rows.iloc[0], classes=TRUTHS[data.truth],
-           said=[s.replace(" %", "\u00a0%") for s in told(rows)], charts=charts, key=key,
+           said=told(rows), charts=charts, key=key,
            saving=f"{rows['saving'].max():.0%}", gallery=gallery(model, rows, data), numbers=_table(rows))
 
 

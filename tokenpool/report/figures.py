@@ -107,15 +107,18 @@ def curves(panels: Mapping[str, Sequence[Line]], x: str | Sequence[str], y: str,
                 hoverinfo=None if line.hover else "skip", row=1, col=column)
     if level is not None:
         figure.add_hline(y=level, line=dict(color="#888888", width=1, dash="dot"))
-    # a legend entry takes some 50 px beside its letters; the narrowest page gives a figure some 700
-    rows = -(-int(sum(50 + 7.5 * len(name) for name in rank)) // 660)
+    rows = 1
+    free = width = 600                          # of a legend on the narrowest page
+    for name in rank:
+        needs = 48 + 7 * len(name)
+        rows, free = (rows, free - needs) if needs <= free else (rows + 1, width - needs)
     figure.update_layout(
         template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16) if title else None, hovermode="closest",
-        height=height + 22 * rows, margin=dict(l=72, r=16, t=(34 if title else 0) + 34, b=70 + 22 * rows),
+        height=height + 20 * rows, margin=dict(l=72, r=16, t=(34 if title else 0) + 34, b=62 + 20 * rows),
         legend=dict(orientation="h", yref="container", y=0, yanchor="bottom", x=0, font_size=13))
     for column, words in enumerate([x] * len(panels) if isinstance(x, str) else x, 1):
         figure.update_xaxes(title=dict(text=words, standoff=8, font_size=14), ticksuffix=" %" if "x" in percent else "",
-                            type="log" if log else None, col=column)
+                            type="log" if log else None, matches="x" if isinstance(x, str) else None, col=column)
     figure.update_yaxes(ticksuffix=" %" if "y" in percent else "", type="log" if log else None)
     figure.update_yaxes(title=dict(text=y, standoff=10, font_size=14), col=1)
     return figure

@@ -34,12 +34,8 @@ class Listing(NamedTuple):
     lines: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        return "\n".join(f"| {' | '.join(c.strip() for c in line)} |" for line in (
-            self.head, ["---"] * len(self.head), *self.lines)).replace("| --- | --- |", "|---|---|")
-
-
-class Strong(str):
-    """A cell that opens a group of lines."""
+        head, *lines = (f"| {' | '.join(cell.strip() for cell in line)} |" for line in (self.head, *self.lines))
+        return "\n".join((head, "|---" * len(self.head) + "|", *lines))
 
 
 def render(path: Path, template: str, title: str, **context: Any) -> None:
@@ -52,8 +48,9 @@ def render(path: Path, template: str, title: str, **context: Any) -> None:
 
 def _environment() -> jinja2.Environment:
     found = jinja2.Environment(loader=jinja2.PackageLoader("tokenpool.report"), autoescape=True, trim_blocks=True,
-                               lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    found.filters["spec"] = _spec
+                               lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+                               finalize=lambda v: v.replace(" %", "\u00a0%") if type(v) is str else v)
+    found.filters |= {"spec": _spec, "opening": opening}
     found.globals["sign"] = lambda status: SIGNS.get(status, ("mixed", "~"))
     return found
 
@@ -61,6 +58,11 @@ def _environment() -> jinja2.Environment:
 def _spec(figure: go.Figure) -> Markup:
     """A figure as JSON that may stand inside a script."""
     return Markup(pio.to_json(figure, validate=False).replace("</", "<\\/"))
+
+
+def opening(words: str) -> str:
+    """With a capital letter in front; all others stay."""
+    return words[:1].upper() + words[1:]
 
 
 # ---- claims ----
@@ -91,16 +93,13 @@ def _see(named: Mapping[str, Verdict], band: float) -> str:
     said = []
     for name, verdict in named.items():
         effects = (*verdict.effects, *verdict.beside)
-        if not effects:
-            said.append(f"{name.capitalize()}: {verdict.note}" if verdict.note else "")
-            continue
         above, below = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)
-        said.append(f"{name.capitalize()}: of {len(effects)} difference{'s' if len(effects) > 1 else ''}, {above} clearly "
-                    f"above 0, {below} clearly below, {len(effects) - above - below} not significantly different from 0. "
-                    f"{verdict.note}")
+        rest = "; the others are not significantly different from 0" if above + below < len(effects) else ""
+        counted = f"{above} of {len(effects)} differences clearly above 0, {below} clearly below{rest}. " if effects else ""
+        said.append(f"{opening(name)}: {counted}{verdict.note}" if len(named) > 1 else f"{counted}{verdict.note}")
     if band:
         said.append(f"Grey band: up to {100 * band:g} point{'s' if band > 0.01 else ''} counts as the same.")
-    return " ".join(s.strip() for s in said if s)
+    return " ".join(said)
 
 
 def _numbers(named: Mapping[str, Verdict]) -> Listing:
