@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from lessons import check_exercise, lesson, state_words
+from tokenpool.report.verdicts import FAILS, HOLDS, UNTESTED, verdicts
 
 from tokenpool.lab.kit.session import LESSONS
 from tokenpool.measure.rows import unpack
 from tokenpool.report.claims import UNDECIDED, claims, gap
-from tokenpool.report.verdicts import FAILS, HOLDS, UNTESTED, verdicts
 
 ev = lesson("08")
 

@@ -365,7 +365,7 @@ def _write_board(sources: list[Path], page: Path, collect: Path | None) -> None:
     evidence = board.read(sources)
     said = board.write_page(page, evidence)
     for verdict in said:
-        print(f"- {verdict.verdict.upper()}: {verdict.claim}. {verdict.evidence}")
+        print(f"- {verdict.status.upper()}: {verdict.claim}. {verdict.evidence}")
     if collect:
         for path in board.collect(evidence, collect):
             print(f"rows   {path}")
@@ -528,8 +528,8 @@ def _reproduce(args: argparse.Namespace) -> None:
     from tokenpool.measure import accuracy
     from tokenpool.measure.rows import Results, frame
     from tokenpool.report import accuracy_page
-    from tokenpool.report.figures import summary
-    from tokenpool.report.verdicts import verdicts
+    from tokenpool.report.claims import verdicts
+    from tokenpool.report.stats import summary
 
     default = tuple(accuracy.FIGURES) if args.method else accuracy.PAPERS_FIGURES
     wanted = accuracy.settings(args.figure or default, args.method, args.budget or accuracy.BUDGETS, args.seeds)
@@ -621,7 +621,7 @@ def _print_table(points, table) -> None:
 
 def _print_verdicts(said) -> None:
     print("\nThe paper's claims (P: its abstract or captions, S: summaries of it):")
-    _print_sentences(f"{v.verdict.upper()}: {v.claim}. {v.evidence}" for v in said)
+    _print_sentences(f"{v.status.upper()}: {v.claim}. {v.evidence}" for v in said)
 
 
 def _print_sentences(sentences) -> None:

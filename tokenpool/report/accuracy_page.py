@@ -1,5 +1,7 @@
 """The page of `tokenpool reproduce`: curves, cluster images, and a verdict per claim of the paper, without finetuning."""
 
+# ruff: noqa: E501  (sentences of the page)
+
 from __future__ import annotations
 
 import json

@@ -1,5 +1,7 @@
 """What a comparison of published methods says: one table, curves, sentences. Pure: the same entries, the same page."""
 
+# ruff: noqa: E501  (sentences of the page)
+
 from __future__ import annotations
 
 from collections.abc import Sequence

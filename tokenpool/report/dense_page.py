@@ -1,5 +1,7 @@
 """The page of `tokenpool dense`: what pooled tokens still know about what lies where, in sentences, curves and masks."""
 
+# ruff: noqa: E501  (sentences of the page)
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -55,6 +55,7 @@ TEMPLATE = go.layout.Template(layout=dict(
 
 Look = tuple[str, str, str]             # colour, symbol, dash
 BLACK: Look = ("#000000", "circle", "solid")
+_LEGEND = dict(orientation="h", yref="container", y=0, yanchor="bottom", x=0, font_size=13)     # below everything else
 
 
 # ---- curves with intervals ----
@@ -76,8 +77,8 @@ class Line:
     width: float = 2
 
 
-def curves(panels: Mapping[str, Sequence[Line]], x: str | Sequence[str], y: str, title: str = "", *, percent: str = "xy",
-           level: float | None = None, log: bool = False, height: int = 440) -> go.Figure:
+def curves(panels: Mapping[str, Sequence[Line]], x: str | Sequence[str], y: str, title: str = "", *,
+           percent: str = "xy", level: float | None = None, log: bool = False, height: int = 440) -> go.Figure:
     """Curves with intervals, one panel per entry, on one vertical scale; the legend stands below.
 
     Args:
@@ -115,7 +116,7 @@ def curves(panels: Mapping[str, Sequence[Line]], x: str | Sequence[str], y: str,
     figure.update_layout(
         template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16) if title else None, hovermode="closest",
         height=height + 20 * rows, margin=dict(l=72, r=16, t=(34 if title else 0) + 34, b=62 + 20 * rows),
-        legend=dict(orientation="h", yref="container", y=0, yanchor="bottom", x=0, font_size=13))
+        legend=_LEGEND)
     for column, words in enumerate([x] * len(panels) if isinstance(x, str) else x, 1):
         figure.update_xaxes(title=dict(text=words, standoff=8, font_size=14), ticksuffix=" %" if "x" in percent else "",
                             type="log" if log else None, matches="x" if isinstance(x, str) else None, col=column)
@@ -133,8 +134,8 @@ def top1_line(points: pd.DataFrame, name: str, look: Look, **more) -> Line:
     points = points.sort_values("share")
     return Line(name, look, percent(points["share"]), percent(points["top1"]), percent(points["low"]),
                 percent(points["high"]), [
-                    f"top-1 {100 * p.top1:.1f} % ({100 * p.low:.1f} to {100 * p.high:.1f})<br>{100 * p.share:.1f} % of the "
-                    f"computations ({1e3 * p.gmacs:.1f} MMACs)<br>variance lost per pooling {p.error:.3f}<br>"
+                    f"top-1 {100 * p.top1:.1f} % ({100 * p.low:.1f} to {100 * p.high:.1f})<br>{100 * p.share:.1f} % of "
+                    f"the computations ({1e3 * p.gmacs:.1f} MMACs)<br>variance lost per pooling {p.error:.3f}<br>"
                     f"{p.speed:.0f} images/s<br>{p.seeds:.0f} run(s)" for p in points.itertuples()], **more)
 
 
@@ -191,9 +192,10 @@ def forest(verdicts: Mapping[str, Verdict], margin: float = 0.0) -> go.Figure | 
             hovertemplate="<b>%{text}</b><extra></extra>")
     paper = {place: e.paper for effects in found.values() for place, e in effects.items() if e.paper is not None}
     if paper:
-        figure.add_scatter(x=[round(100 * p, 2) for p in paper.values()], y=[at[place] for place in paper], mode="markers",
-                           name="the paper (DeiT on ImageNet, finetuned)", hovertemplate="the paper: %{x:+.1f} points<extra></extra>",
-                           marker=dict(symbol="line-ns-open", size=17, color="#000000", line=dict(width=3)))
+        figure.add_scatter(x=[round(100 * p, 2) for p in paper.values()], y=[at[place] for place in paper],
+                           mode="markers", name="the paper (DeiT on ImageNet, finetuned)",
+                           hovertemplate="the paper: %{x:+.1f} points<extra></extra>", marker=dict(
+                               symbol="line-ns-open", size=17, color="#000000", line=dict(width=3)))
     figure.add_vline(x=0, line=dict(color="#888888", width=1.5))
     if margin:
         figure.add_vrect(x0=-100 * margin, x1=100 * margin, fillcolor="#888888", opacity=0.15, line_width=0)
@@ -205,8 +207,7 @@ def forest(verdicts: Mapping[str, Verdict], margin: float = 0.0) -> go.Figure | 
             figure.add_hline(y=at[label, saving] + 0.5, line=dict(color="#cccccc", width=1))
         previous = label
     figure.update_layout(template=TEMPLATE, hovermode="closest", height=118 + 30 * len(places), showlegend=True,
-                         margin=dict(l=20, r=16, t=12, b=92), legend=dict(orientation="h", yref="container", y=0, yanchor="bottom", x=0,
-                                                                font_size=13))
+                         margin=dict(l=20, r=16, t=12, b=92), legend=_LEGEND)
     figure.update_xaxes(title=dict(text="difference in top-1, points", standoff=8, font_size=14), zeroline=False)
     figure.update_yaxes(tickvals=list(at.values()), ticktext=ticks, range=[0.6 - len(places), 0.6], automargin=True,
                         showgrid=False, tickfont_size=13, ticks="")

@@ -41,7 +41,8 @@ class Listing(NamedTuple):
 def render(path: Path, template: str, title: str, **context: Any) -> None:
     """Write a page, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = _environment().get_template(f"{template}.html.j2").render(title=title, plotly=Markup(get_plotlyjs()), **context)
+    found = _environment().get_template(f"{template}.html.j2")
+    page = found.render(title=title, plotly=Markup(get_plotlyjs()), **context)
     with replace_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -95,8 +96,8 @@ def _see(named: Mapping[str, Verdict], band: float) -> str:
         effects = (*verdict.effects, *verdict.beside)
         above, below = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)
         rest = "; the others are not significantly different from 0" if above + below < len(effects) else ""
-        counted = f"{above} of {len(effects)} differences clearly above 0, {below} clearly below{rest}. " if effects else ""
-        said.append(f"{opening(name)}: {counted}{verdict.note}" if len(named) > 1 else f"{counted}{verdict.note}")
+        words = f"{above} of {len(effects)} differences clearly above 0, {below} clearly below{rest}. " if effects else ""
+        said.append(f"{opening(name)}: {words}{verdict.note}" if len(named) > 1 else f"{words}{verdict.note}")
     if band:
         said.append(f"Grey band: up to {100 * band:g} point{'s' if band > 0.01 else ''} counts as the same.")
     return " ".join(said)

@@ -1,5 +1,7 @@
 """Timings -> tables, figures and one page. Pure: the same rows give the same page, nothing is measured here."""
 
+# ruff: noqa: E501  (sentences of the page)
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
