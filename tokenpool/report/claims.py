@@ -272,9 +272,10 @@ CLAIMS = (
                       mean=True),
               _versus("wk_means", "k_means", mean=True))),
     Claim("normalised", "10", "P caption, the size I", "normalised q and k",
-          "normalised keys and queries change little", same, tuple(Comparison(f"{kind}, {label} − usual", one | dict(qk=kind), one)
-                      for kind in ("r1-learned", "r2-learned", "r1-one", "r2-one")
-                      for label, one in (("plain model", _PLAIN), ("WK-Medoids", _OURS))),
+          "normalised keys and queries change little", same, tuple(
+              Comparison(f"{kind}, {label} − usual", one | dict(qk=kind), one)
+              for kind in ("r1-learned", "r2-learned", "r1-one", "r2-one")
+              for label, one in (("plain model", _PLAIN), ("WK-Medoids", _OURS))),
           (FINETUNED,), 2 * MARGIN, partly=True, needs="Needs models trained with normalised keys and queries."),
     Claim("wider", "4", "P", "a wider net, pooled", "pooling a wider net beats a narrower net at its cost", above,
           (PooledWider("wider net pooled − narrower net whole", PaperGap(

@@ -96,8 +96,9 @@ def _see(named: Mapping[str, Verdict], band: float) -> str:
         effects = (*verdict.effects, *verdict.beside)
         above, below = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)
         rest = "; the others are not significantly different from 0" if above + below < len(effects) else ""
-        words = f"{above} of {len(effects)} differences clearly above 0, {below} clearly below{rest}. " if effects else ""
-        said.append(f"{opening(name)}: {words}{verdict.note}" if len(named) > 1 else f"{words}{verdict.note}")
+        words = f"{above} of {len(effects)} differences clearly above 0, {below} clearly below{rest}. "
+        start = f"{opening(name)}: " if len(named) > 1 else ""
+        said.append(start + words * bool(effects) + verdict.note)
     if band:
         said.append(f"Grey band: up to {100 * band:g} point{'s' if band > 0.01 else ''} counts as the same.")
     return " ".join(said)
