@@ -90,7 +90,7 @@ def test_next_experiment():
     check_exercise("08", "c", wrong=[
         (lambda n, e: plan(n, e, variable=["init", "recipe"]), "two possible causes"),
         (lambda n, e: plan(n, e, variable="method"), "The question is about the start"),
-        (lambda n, e: plan(n, e, variable="starts"), "Did you mean 'start'"),
+        (lambda n, e: plan(n, e, variable="inits"), "Did you mean 'init'"),
         (lambda n, e: plan(n, e, levels=["random"]), "control"),
         (lambda n, e: plan(n, e, fixed=list(ev.FACTORS)), "cannot be fixed as well"),
         (lambda n, e: plan(n, e, fixed=["method", "saving", "recipe", "images"]), "base model"),
