@@ -43,10 +43,11 @@ print(f"""
 
 The best clustering measured is {best[0]} from a {best[1]} init{counted}
 (chosen on the same images; the differences are far larger than that choice could produce). Our reading (I): the top-K
-init puts its centres where the score is high, so in one region, and five iterations of K-Medoids do not move them out
-of it: the reconstruction error stays higher than from a farthest-first init. And a token that represents forty patches of
-background gets no more attention than a token that represents four patches of a pebble unless its count is carried,
-so later blocks see other averages than they were trained on. The tables above show how much of this finetuning repairs.
+init puts its centres where the score is high, so in one region, and five iterations of K-Medoids do not move them
+out of it: the reconstruction error stays higher than from a farthest-first init. And a token that represents forty
+patches of background gets no more attention than a token that represents four patches of a pebble unless its count
+is carried, so later blocks see other averages than they were trained on. The tables above show how much of this
+finetuning repairs.
 
 ## All means over runs
 
