@@ -115,7 +115,7 @@ def curves(panels: Mapping[str, Sequence[Line]], x: str | Sequence[str], y: str,
         rows, free = (rows, free - needs) if needs <= free else (rows + 1, width - needs)
     figure.update_layout(
         template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16) if title else None, hovermode="closest",
-        height=height + 20 * rows, margin=dict(l=72, r=16, t=(34 if title else 0) + 34, b=62 + 20 * rows),
+        height=height + 28 * rows, margin=dict(l=72, r=16, t=(34 if title else 0) + 34, b=58 + 28 * rows),
         legend=_LEGEND)
     for column, words in enumerate([x] * len(panels) if isinstance(x, str) else x, 1):
         figure.update_xaxes(title=dict(text=words, standoff=8, font_size=14), ticksuffix=" %" if "x" in percent else "",
