@@ -332,7 +332,7 @@ def test_bench_end_to_end(finished, capsys):
     for row in (r for r in rows if r.part == "forward"):
         assert row.share == pytest.approx(1 - row.saving, abs=0.01)
     page = (finished / "index.html").read_text()
-    for word in ("Fig. 12", "yield", "promised", "wk_medoids farthest_first +counts", "score (what it adds)"):
+    for word in ("Fig. 12", "efficiency", "promised", "wk_medoids farthest_first +counts", "score (what it adds)"):
         assert word in page
     assert "<CPU>" not in page.replace("&lt;CPU&gt;", "")
 

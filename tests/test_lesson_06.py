@@ -14,7 +14,8 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from tokenpool.lab.kit.session import Lab, photograph_vit, shipped_vit
 from tokenpool.measure.rows import pack
 from tokenpool.models.attention import attention_half, normalise_qk
-from tokenpool.report.claims import Table, gap
+from tokenpool.report.claims import Table
+from tokenpool.report.stats import gap
 from tokenpool.train.plan import plan
 from tokenpool.train.recipe import load_preset
 

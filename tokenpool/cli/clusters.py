@@ -1,5 +1,5 @@
-"""Writes one page that opens without Python: move a slider from all patches of a photograph to one, and see which patches
-share a token after each block. Without IMAGE: six photographs, with what a real ViT-S/14 made of them in advance.
+"""Writes one page that opens without Python: move a slider from all patches of a photograph to one, and see which
+patches share a token after each block. Without IMAGE: six photographs, as a real ViT-S/14 saw them.
 
     tokenpool clusters
     tokenpool clusters holiday.jpg --model vits14 --image-size 448 --block 6 --k 6
@@ -32,6 +32,6 @@ def run(options: Options, model: ModelOptions) -> None:
         blocks = [b for b in blocks if b <= len(vit.blocks) or b == options.block]
         photos = [clusters.photograph(path.stem, read_image(path, size), vit, blocks) for path in options.images]
     elif options.block not in clusters.BLOCKS:
-        raise ValueError(f"--block {options.block}: the shipped photographs have {', '.join(map(str, clusters.BLOCKS))}. "
-                         "Give an IMAGE for another block.")
+        shipped = ", ".join(map(str, clusters.BLOCKS))
+        raise ValueError(f"--block {options.block}: the shipped photographs have {shipped}. Give an IMAGE for others.")
     show.written(clusters.write_page(options.out, photos, options.block, options.k))

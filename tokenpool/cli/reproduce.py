@@ -36,8 +36,8 @@ def _figures(options: Options, model: ModelOptions, data: DataOptions) -> None:
     from tokenpool.measure import accuracy
     from tokenpool.measure.rows import Results, frame
     from tokenpool.report import accuracy_page
-    from tokenpool.report.figures import summary
-    from tokenpool.report.verdicts import verdicts
+    from tokenpool.report.claims import verdicts
+    from tokenpool.report.stats import summary
 
     figures = options.figure or (tuple(accuracy.FIGURES) if options.method else accuracy.PAPERS_FIGURES)
     wanted = accuracy.settings(figures, options.method, options.saving or accuracy.BUDGETS, options.seeds)

@@ -61,7 +61,7 @@ def sentences(said: Iterable[str]) -> None:
 
 def verdicts(said: Iterable[Any]) -> None:
     """A sentence per claim."""
-    sentences(f"{v.verdict.upper()}: {v.claim}. {v.evidence}" for v in said)
+    sentences(f"{v.status.upper()}: {v.claim}. {v.evidence}" for v in said)
 
 
 def written(page: Path, rows: Path | None = None) -> None:

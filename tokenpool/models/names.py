@@ -30,7 +30,7 @@ def pebbles_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """The model that ships: 64 x 64 pixels in 8 x 8 patches (64 tokens), 6 blocks, width 96, 30 classes."""
     _no_public_weights("pebbles_vit", pretrained)
     shape: dict[str, Any] = dict(img_size=64, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=30)
-    vit = VisionTransformer(**(shape | _clean(kwargs)))
+    vit: Any = VisionTransformer(**(shape | _clean(kwargs)))
     # what timm's resolve_data_config reads: it was trained on pixels in -1..1, not on ImageNet's mean and deviation
     vit.pretrained_cfg = vit.default_cfg = dict(
         input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=1.0, num_classes=30)

@@ -1,283 +1,378 @@
-"""The paper's claims about finetuned models, judged by the rows: holds, does not hold, or undecided within noise.
+"""The paper's claims, as one table, and the verdict that recorded rows give on each.
 
-Two systems see the same images, so they are compared image by image, which is far sharper than comparing two
-intervals. What differs from one finetuning to the next is added: its size is estimated from all settings of a preset
-that were finetuned more than once.
+    for verdict in verdicts(rows, "imagenet50_cpu"):        # finetuned models of a preset
+        print(verdict.status, verdict.effects)
+    verdicts(rows)                                          # rows of `tokenpool reproduce`: without finetuning
+
+A claim says which selections of rows it compares, the paper's own effect where it is known, and the rule that judges
+it. A verdict is a value: a status, and effects with their intervals. Pages, sentences and notebooks are rendered from
+it; nothing reads a number back out of a sentence.
 
 A claim holds where every comparison it makes is above 0 with its 95 % interval. It fails where one is below, with an
 interval widened for the number of comparisons (Bonferroni): among eight, one is easily below by chance. A claim that
 does not say "at every budget" is judged by the mean over budgets.
+
+To add a claim, add a line to `CLAIMS`.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tokenpool.measure.rows import unpack
-from tokenpool.report.verdicts import FAILS, HOLDS, UNTESTED, Verdict
+from tokenpool.data.weights import data_folder
+from tokenpool.report.stats import Effect, gap, mean_gap, run_noise
 
-UNDECIDED = "undecided within noise"
+HOLDS, FAILS, UNDECIDED, UNTESTED = ("holds here", "does not hold here", "undecided within noise", "not tested here")
 MARGIN = 0.01            # a difference below one point is called little, or the same
-_SETTING = ["preset", "model", "qk", "base_seed", "method", "init", "counts", "saving", "schedule_name"]
+FINETUNED, OFF_THE_SHELF = "finetuned", "untouched"         # values of the rows' column `stage`
+
+
+# ---- the paper's own numbers ----
+
+@functools.lru_cache(maxsize=1)
+def paper_curves() -> pd.DataFrame:
+    """Points read off Figures 1b, 3a and 3b: figure, series, base, gmacs, top1 in % (data/paper/README.md)."""
+    return pd.read_csv(data_folder() / "paper" / "curves.csv")
 
 
 @dataclass(frozen=True)
-class Gap:
-    """Difference of two systems' top-1 (shares), and its 95 % interval."""
+class PaperGap:
+    """A difference between two curves of the paper at equal computations, clustering counted.
 
-    value: float
-    half: float
-    seeds: int                # finetunings on the side that has fewer
+    Between two points of a curve we interpolate on a line (I); outside a curve the difference is not known.
+    """
 
-    @property
-    def low(self) -> float:
-        return self.value - self.half
+    ours: tuple[str, str]                   # figure, series
+    other: tuple[str, str]
+    whole: float = 4.60                     # GMACs of the model that is pooled; DeiT-S
+    upto: float = float("inf")              # use the points up to these GMACs: those of one base model
+    ours_at: float | None = None            # GMACs of one fixed point, whatever the saving
+    other_at: float | None = None
 
-    @property
-    def high(self) -> float:
-        return self.value + self.half
+    def at(self, saving: float | None) -> float | None:
+        """Share of top-1 at a saving; None where the paper's curves do not reach."""
+        if saving is None:
+            return None
+        cost = (1 - saving) * self.whole
+        ours, other = self._read(self.ours, self.ours_at or cost), self._read(self.other, self.other_at or cost)
+        return None if ours is None or other is None else (ours - other) / 100
 
-    def clearly_below(self, level: float = 0.0, among: int = 1) -> bool:
-        """Below `level` beyond doubt, as one of so many comparisons."""
-        return self.value + self.half * _widened(among) < level
-
-    def clearly_not(self, level: float = 0.0, among: int = 1) -> bool:
-        return abs(self.value - level) > self.half * _widened(among)
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:+.1f} ± {100 * self.half:.1f}"
-
-
-def _widened(among: int) -> float:
-    return NormalDist().inv_cdf(1 - 0.025 / among) / NormalDist().inv_cdf(0.975)
-
-
-def run_noise(rows: pd.DataFrame) -> float:
-    """Standard deviation of top-1 from one finetuning to the next, pooled over settings; 0 where none was repeated."""
-    done = rows[rows["stage"] == "finetuned"]
-    groups = [g["top1"].to_numpy() for _, g in done.groupby(_SETTING) if len(g) > 1]
-    freedom = sum(len(g) - 1 for g in groups)
-    return float(np.sqrt(sum(((g - g.mean()) ** 2).sum() for g in groups) / freedom)) if freedom else 0.0
+    def _read(self, curve: tuple[str, str], gmacs: float) -> float | None:
+        table = paper_curves()
+        mine = table[(table["figure"] == curve[0]) & (table["series"] == curve[1]) & (table["gmacs"] <= self.upto)]
+        near = 0.02 * self.whole                                        # a budget of ours just outside a curve
+        if not mine["gmacs"].min() - near <= gmacs <= mine["gmacs"].max() + near:
+            return None
+        return float(np.interp(gmacs, mine["gmacs"], mine["top1"]))
 
 
-def gap(a: pd.DataFrame, b: pd.DataFrame, noise: float) -> Gap:
-    """Top-1 of `a` minus that of `b`: rows of one setting each, one per seed, measured on the same images."""
-    return mean_gap([(a, b)], noise)
-
-
-def mean_gap(pairs: list[tuple[pd.DataFrame, pd.DataFrame]], noise: float) -> Gap:
-    """The same, averaged over several pairs of settings (budgets)."""
-    first = pairs[0][0].iloc[0]
-    n = int(first["images"])
-    if any((part["data"] != first["data"]).any() or (part["images"] != n).any() for pair in pairs for part in pair):
-        raise ValueError("Systems that were measured on different images cannot be compared image by image.")
-    right = [[np.mean([unpack(t, n) for t in part["right"]], axis=0) for part in pair] for pair in pairs]
-    apart = np.mean([ours - theirs for ours, theirs in right], axis=0)
-    images = apart.std(ddof=1) / np.sqrt(n)
-    runs = noise * np.sqrt(sum(1 / len(a) + 1 / len(b) for a, b in pairs)) / len(pairs)
-    return Gap(float(apart.mean()), float(1.96 * np.hypot(images, runs)), min(len(p) for pair in pairs for p in pair))
-
+# ---- rows by setting ----
 
 class Table:
-    """The finetuned rows of one preset, asked for by setting."""
+    """Rows of one preset and stage, asked for by setting."""
 
-    def __init__(self, rows: pd.DataFrame, preset: str) -> None:
-        mine = rows[rows["preset"] == preset]
-        self.noise = run_noise(mine)
-        self.all = mine
-        self.rows = mine[(mine["stage"] == "finetuned") & (mine["schedule_name"] == "")]
-        names = mine["model"].unique()
-        self.first = f"{preset}/{_first_model(preset)}" if len(names) else ""
+    def __init__(self, rows: pd.DataFrame, preset: str = "", stage: str = FINETUNED) -> None:
+        self.all = rows[rows["preset"] == preset]
+        self.stage = stage
+        self.noise = run_noise(self.all, stage)
+        self.rows = self.all[(self.all["stage"] == stage) & (self.all["schedule_name"] == "")]
+        self.first = _first_model(preset) if preset else next(iter(self.rows["model"]), "")
 
     def setting(self, method: str, saving: float = 0.0, init: str | None = None, counts: bool = False,
                 model: str = "", qk: str = "") -> pd.DataFrame:
+        """One row per run. A clustering without `init` is initialised from the top-K tokens, as in the paper."""
         r = self.rows
         init = ("top_k" if "_me" in method else "") if init is None else init
         return r[(r["method"] == method) & np.isclose(r["saving"], saving) & (r["init"] == init)
                  & (r["counts"] == counts) & (r["model"] == (model or self.first)) & (r["qk"] == qk)]
 
-    def savings(self, *settings: dict) -> list[float]:
-        """Budgets at which all these settings were finetuned."""
-        found = [s for s in sorted(self.rows["saving"].unique()) if s > 0]
-        return [s for s in found if all(len(self.setting(saving=s, **one)) for one in settings)]
+    def pairs(self, a: dict, b: dict) -> dict[float, tuple[pd.DataFrame, pd.DataFrame]]:
+        """Budget -> rows of both settings, where both were measured. A plain model has one budget, 0."""
+        plain = [one["method"] == "plain" for one in (a, b)]
+        budgets = [0.0] if all(plain) else [s for s in sorted(self.rows["saving"].unique()) if s > 0]
+        found = {s: tuple(self.setting(saving=0.0 if whole else s, **one)
+                          for one, whole in zip((a, b), plain, strict=True)) for s in budgets}
+        return {s: pair for s, pair in found.items() if all(map(len, pair))}
 
-    def gaps(self, a: dict, b: dict) -> dict[float, Gap]:
-        return {s: gap(self.setting(saving=s, **a), self.setting(saving=s, **b), self.noise)
-                for s in self.savings(a, b)}
+    def gaps(self, a: dict, b: dict) -> dict[float, Effect]:
+        """Budget -> top-1 of the first above the second."""
+        return {s: gap(*pair, self.noise, saving=s) for s, pair in self.pairs(a, b).items()}
 
-    def over_budgets(self, a: dict, b: dict) -> Gap | None:
-        pairs = [(self.setting(saving=s, **a), self.setting(saving=s, **b)) for s in self.savings(a, b)]
+    def over_budgets(self, a: dict, b: dict) -> Effect | None:
+        """The mean over all budgets that both have."""
+        pairs = list(self.pairs(a, b).values())
         return mean_gap(pairs, self.noise) if pairs else None
 
 
 def _first_model(preset: str) -> str:
     from tokenpool.train.recipe import load_preset
-    return next(iter(load_preset(preset).models))
+    return f"{preset}/{next(iter(load_preset(preset).models))}"
 
 
-def claims(rows: pd.DataFrame, preset: str) -> list[Verdict]:
-    """One verdict per claim, from the rows of one preset."""
-    t = Table(rows, preset)
-    return [_above_scores(t), _same_with_less(t), _robust(t), _weighted(t), _normalised(t), _wider(t), _grid(t),
-            _against(t, "dynamic_vit", "WK-Medoids is above DynamicViT at every budget (Fig. 3b; S)"), _medoids(t)]
+# ---- rules: effects -> status ----
 
-
-def _at_every_budget(claim: str, groups: dict[str, dict[float, Gap]]) -> Verdict:
-    """Is the first above every rival at every budget?"""
-    missing = [name for name, group in groups.items() if not group]
-    if missing:
-        return Verdict(claim, UNTESTED, f"Not finetuned here: {', '.join(missing)}.")
-    told = "; ".join(f"{name}: {_at(group)}" for name, group in groups.items())
-    gaps = [g for group in groups.values() for g in group.values()]
-    return Verdict(claim, _verdict(gaps), f"Points of top-1 above {told}. {_seeds(gaps)}")
-
-
-def _on_average(claim: str, t: Table, pairs: dict[str, tuple[dict, dict]]) -> Verdict:
-    """Is the first of every pair above the second, averaged over the budgets?"""
-    found = {name: t.over_budgets(a, b) for name, (a, b) in pairs.items()}
-    missing = [name for name, g in found.items() if g is None]
-    if missing:
-        return Verdict(claim, UNTESTED, f"Not finetuned here: {', '.join(missing)}.")
-    gaps = [g for g in found.values() if g is not None]
-    told = "; ".join(f"{name}: {found[name]} on average ({_at(t.gaps(a, b))})" for name, (a, b) in pairs.items())
-    return Verdict(claim, _verdict(gaps), f"Points of top-1, {told}. {_seeds(gaps)}")
-
-
-def _verdict(gaps: list[Gap]) -> str:
-    if all(g.low > 0 for g in gaps):
+def above(effects: Sequence[Effect], margin: float) -> str:
+    """Holds where all are above 0, fails where one is clearly below."""
+    if all(e.low > 0 for e in effects):
         return HOLDS
-    return FAILS if any(g.clearly_below(0.0, len(gaps)) for g in gaps) else UNDECIDED
+    return FAILS if any(e.clearly_below(0.0, len(effects)) for e in effects) else UNDECIDED
 
 
-def _at(gaps: dict[float, Gap]) -> str:
-    return ", ".join(f"{g} at -{s:.0%}" for s, g in gaps.items())
+def above_on_average(effects: Sequence[Effect], margin: float) -> str:
+    """The same for the last effect of each comparison: its mean over budgets, where there are several."""
+    return above(list({e.label: e for e in effects}.values()), margin)
 
 
-def _seeds(gaps: list[Gap]) -> str:
-    fewest, most = min(g.seeds for g in gaps), max(g.seeds for g in gaps)
-    return f"{fewest if fewest == most else f'{fewest} to {most}'} seed{'s' if most > 1 else ''} a setting."
+def same(effects: Sequence[Effect], margin: float) -> str:
+    """Holds where all lie within the margin, fails where one differs by more than it and is clearly not 0."""
+    if all(-margin < e.low and e.high < margin for e in effects):
+        return HOLDS
+    budgets = sum(e.saving is not None for e in effects)
+    return FAILS if any(e.clearly_not(among=1 if e.saving is None else budgets) and abs(e.value) > margin
+                        for e in effects) else UNDECIDED
 
 
-def _above_scores(t: Table) -> Verdict:
-    ours = dict(method="wk_medoids")
-    return _at_every_budget("WK-Medoids is above PoWER-BERT, importance and random at every budget (Fig. 3a; S)",
-                            {name: t.gaps(ours, dict(method=name)) for name in ("top_k", "importance", "random")})
+def no_loss(effects: Sequence[Effect], margin: float) -> str:
+    """Holds where no more than the margin is lost."""
+    if all(e.low > -margin for e in effects):
+        return HOLDS
+    return FAILS if any(e.high < 0 and e.value < -margin for e in effects) else UNDECIDED
 
 
-def _against(t: Table, rival: str, claim: str) -> Verdict:
-    return _at_every_budget(claim, {rival: t.gaps(dict(method="wk_medoids"), dict(method=rival))})
+def only_at_low_cost(effects: Sequence[Effect], margin: float) -> str:
+    """Holds where the first is below at the highest budget and not below at the lowest."""
+    if len(effects) < 2:
+        return UNTESTED
+    high, low = (pick(effects, key=lambda e: e.saving or 0.0) for pick in (min, max))
+    return FAILS if high.low > 0 else HOLDS if high.high < 0 <= low.high else UNDECIDED
 
 
-def _same_with_less(t: Table) -> Verdict:
-    claim = "the same top-1 with 42 % fewer computations (abstract; P)"
-    plain = t.setting("plain")
-    ours = t.setting("wk_medoids", 0.42)
-    if not len(plain) or not len(ours):
-        return Verdict(claim, UNTESTED, "Needs the plain model and WK-Medoids finetuned alike at 42 %.")
-    g = gap(ours, plain, t.noise)
-    verdict = FAILS if g.high < 0 and g.value < -MARGIN else HOLDS if g.low > -MARGIN else UNDECIDED
-    other = t.setting("wk_medoids", 0.42, "farthest_first", True)
-    more = f" From a farthest-first start with carried counts: {gap(other, plain, t.noise)}." if len(other) else ""
-    return Verdict(claim, verdict, f"WK-Medoids (the paper's start) against the plain model finetuned as long "
-                   f"({100 * plain['top1'].mean():.1f} %): {g} points.{more} {_seeds([g])}")
+# ---- the table of claims ----
+
+@dataclass(frozen=True)
+class Comparison:
+    """Top-1 of the rows `a` minus that of the rows `b`, at every budget that both have."""
+
+    label: str
+    a: dict[str, Any]
+    b: dict[str, Any]
+    paper: PaperGap | None = None
+    stage: str = ""                         # only in rows of this stage
+    judged: bool = True                     # False: shown beside the claim, not part of it
+    mean: bool = False                      # also the mean over budgets
+    at: float | None = None                 # only the budget nearest to this one
+    within: float = 0.011                   # farther off it does not count
+
+    def effects(self, table: Table) -> list[Effect]:
+        pairs = table.pairs(self.a, self.b)
+        if self.at is not None:
+            nearest = min(pairs, key=lambda s: abs(s - self.at), default=None)
+            pairs = {s: p for s, p in pairs.items() if s == nearest and abs(s - self.at) <= self.within}
+        found = [gap(*pair, table.noise, label=self.label, saving=s, paper=self.paper and self.paper.at(s))
+                 for s, pair in pairs.items()]
+        if self.mean and len(pairs) > 1:
+            found.append(mean_gap(list(pairs.values()), table.noise, label=self.label))
+        return found
 
 
-def _robust(t: Table) -> Verdict:
-    claim = "robust to the start, top-K or random (Fig. 6; P)"
-    gaps = t.gaps(dict(method="wk_medoids", init="random"), dict(method="wk_medoids"))
-    if not gaps:
-        return Verdict(claim, UNTESTED, "The starts were not finetuned here.")
-    whole = t.over_budgets(dict(method="wk_medoids", init="random"), dict(method="wk_medoids"))
-    assert whole is not None
-    apart = whole.clearly_not() and abs(whole.value) > MARGIN
-    if all(g.low > -MARGIN and g.high < MARGIN for g in (whole, *gaps.values())):
-        verdict = HOLDS
-    elif apart or any(g.clearly_not(among=len(gaps)) and abs(g.value) > MARGIN for g in gaps.values()):
-        verdict = FAILS
-    else:
-        verdict = UNDECIDED
-    far = t.gaps(dict(method="wk_medoids", init="farthest_first"), dict(method="wk_medoids"))
-    more = f" Farthest-first above top-K: {_at(far)}." if far else ""
-    return Verdict(claim, verdict, f"Random start above top-K start, in points: {whole} on average ({_at(gaps)})."
-                   f"{more} {_seeds(list(gaps.values()))}")
+@dataclass(frozen=True)
+class PooledWider:
+    """Wider models, pooled to the cost of the preset's first one, against that one whole."""
+
+    label: str
+    paper: PaperGap | None = None
+    stage: str = ""
+    judged: bool = True
+
+    def effects(self, table: Table) -> list[Effect]:
+        narrow, found = table.setting("plain"), []
+        for name in table.rows["model"].unique():
+            wide = table.rows[table.rows["model"] == name]
+            cheap = wide[(wide["method"] == "wk_medoids") & (wide["init"] == "top_k") & ~wide["counts"]
+                         & (wide["qk"] == "") & (wide["gmacs"] <= 1.01 * narrow["gmacs"].mean())]
+            if name != table.first and len(cheap):
+                saving = cheap["saving"].min()
+                label = f"{name.split('/')[-1]} pooled − {table.first.split('/')[-1]} whole"
+                found.append(gap(cheap[cheap["saving"] == saving], narrow, table.noise, label=label,
+                                 saving=float(saving), paper=self.paper and self.paper.at(saving)))
+        return found
 
 
-def _weighted(t: Table) -> Verdict:
-    return _on_average("weighted clustering is above unweighted (Fig. 5b; S)", t, {
-        f"{weighted} above {plain}": (dict(method=weighted), dict(method=plain))
-        for weighted, plain in (("wk_medoids", "k_medoids"), ("wk_means", "k_means"))})
+@dataclass(frozen=True)
+class Claim:
+    """One statement of the paper and how it is tested."""
+
+    id: str
+    figure: str                             # of the paper; "abstract"
+    mark: str                               # P primary, S secondary, I our reading
+    short: str
+    sentence: str
+    rule: Callable[[Sequence[Effect], float], str] | None = None
+    compares: tuple[Comparison | PooledWider, ...] = ()
+    stages: tuple[str, ...] = (FINETUNED, OFF_THE_SHELF)    # rows that can answer it
+    margin: float = MARGIN
+    needs: str = ""                         # said where no row answers it
+    partly: bool = False                    # judged by those comparisons that were measured
+
+    @property
+    def source(self) -> str:
+        """Where the paper says so, and how sure that is."""
+        return f"{self.figure if self.figure == 'abstract' else f'Fig. {self.figure}'}; {self.mark}"
+
+    def __str__(self) -> str:
+        return f"{self.sentence} ({self.source})"
 
 
-def _medoids(t: Table) -> Verdict:
-    return _on_average("K-Medoids is above K-Means at equal computations, clustering counted (Fig. 5b; S)", t,
-                       {"wk_medoids above wk_means": (dict(method="wk_medoids"), dict(method="wk_means"))})
+_3A = "3a", "WK-Medoids"
+_OURS = dict(method="wk_medoids")
+_LABELS = {"wk_medoids": "WK-Medoids", "k_medoids": "K-Medoids", "wk_means": "WK-Means", "k_means": "K-Means",
+           "top_k": "PoWER-BERT", "importance": "importance", "random": "random", "dynamic_vit": "DynamicViT",
+           "convolution": "convolution", "grid_average": "grid average"}
 
 
-def _normalised(t: Table) -> Verdict:
-    claim = "normalised keys and queries change little (Fig. 10; P caption, the size I)"
-    kinds = [k for k in sorted(t.rows["qk"].unique()) if k]
-    if not kinds or not len(t.setting("plain")):
-        return Verdict(claim, UNTESTED, "No model with normalised keys and queries was trained here.")
-    told, gaps = [], []
-    for kind in kinds:
-        if not len(t.setting("plain", qk=kind)):
-            continue
-        whole = gap(t.setting("plain", qk=kind), t.setting("plain"), t.noise)
-        told.append(f"{kind}, plain model: {whole}")
-        gaps.append(whole)
-        for saving, g in t.gaps(dict(method="wk_medoids", qk=kind), dict(method="wk_medoids")).items():
-            told.append(f"WK-Medoids at -{saving:.0%}: {g}")
-            gaps.append(g)
-    if all(g.low > -2 * MARGIN and g.high < 2 * MARGIN for g in gaps):
-        verdict = HOLDS
-    elif any(g.clearly_not(among=len(gaps)) and abs(g.value) > 2 * MARGIN for g in gaps):
-        verdict = FAILS
-    else:
-        verdict = UNDECIDED
-    return Verdict(claim, verdict, "Points above the usual attention (two points are called little): "
-                   f"{'; '.join(told)}. One base model each. {_seeds(gaps)}")
+def _versus(a: str, b: str, paper: PaperGap | None = None, **more: Any) -> Comparison:
+    return Comparison(f"{_LABELS[a]} − {_LABELS[b]}", dict(method=a), dict(method=b), paper, **more)
 
 
-def _wider(t: Table) -> Verdict:
-    claim = "pooling a wider net beats a narrower net at its cost (Fig. 4; P)"
-    narrow = t.setting("plain")
-    wide_names = [m for m in t.rows["model"].unique() if m != t.first]
-    if not len(narrow) or not wide_names:
-        return Verdict(claim, UNTESTED, "Needs a second width.")
-    cost = narrow["gmacs"].mean()
-    told, gaps = [], []
-    for name in wide_names:
-        mine = t.rows[(t.rows["model"] == name) & (t.rows["method"] == "wk_medoids") & (t.rows["init"] == "top_k")
-                      & ~t.rows["counts"] & (t.rows["qk"] == "")]
-        cheap = mine[mine["gmacs"] <= cost * 1.01]
-        if not len(cheap):
-            continue
-        saving = cheap["saving"].min()
-        g = gap(cheap[cheap["saving"] == saving], narrow, t.noise)
-        gaps.append(g)
-        told.append(f"{name.split('/')[1]} at -{saving:.0%} ({1e3 * cheap['gmacs'].max():.1f} MMACs) above "
-                    f"{t.first.split('/')[1]} ({1e3 * cost:.1f} MMACs): {g}")
-    if not gaps:
-        return Verdict(claim, UNTESTED, "No wider net was pooled down to the narrower one's cost.")
-    return Verdict(claim, _verdict(gaps),
-                   f"{'; '.join(told)} points, finetuned alike. One base model each. {_seeds(gaps)}")
+def _in_3a(ours: str, other: str) -> PaperGap:
+    return PaperGap(("3a", ours), ("3a", other))
 
 
-def _grid(t: Table) -> Verdict:
-    claim = "convolution on the grid competes only at low computations (Fig. 8; S)"
-    rows = t.rows[(t.rows["method"] == "convolution") & (t.rows["model"] == t.first)]
-    if not len(rows):
-        return Verdict(claim, UNTESTED, "The convolution was not finetuned here.")
-    gaps = {s: gap(rows[rows["saving"] == s], t.setting("wk_medoids", s), t.noise)
-            for s in sorted(rows["saving"].unique()) if len(t.setting("wk_medoids", s))}
-    if len(gaps) < 2:
-        return Verdict(claim, UNTESTED, "Needs the convolution and WK-Medoids at two budgets or more.")
-    high, low = gaps[min(gaps)], gaps[max(gaps)]
-    verdict = FAILS if high.low > 0 else HOLDS if high.high < 0 <= low.high else UNDECIDED
-    true = rows.groupby("saving")["gmacs"].mean() / rows["gmacs_plain"].mean()
-    told = ", ".join(f"{g} at -{s:.0%} (its true cost: {true[s]:.0%})" for s, g in gaps.items())
-    return Verdict(claim, verdict, f"Convolution above WK-Medoids, in points: {told}. {_seeds(list(gaps.values()))}")
+def _init(init: str, label: str, **more: Any) -> Comparison:
+    counts = more.pop("counts", False)
+    return Comparison(f"{label} − top-K init", _OURS | dict(init=init, counts=counts), _OURS, **more)
+
+
+_PLAIN = dict(method="plain")
+_CAREFUL = _OURS | dict(init="farthest_first", counts=True)
+CLAIMS = (
+    Claim("above_scores", "3a", "S", "above the scores", "WK-Medoids is above PoWER-BERT, importance and random at "
+          "every budget", above, tuple(_versus("wk_medoids", b, _in_3a("WK-Medoids", paper)) for b, paper in (
+              ("top_k", "PoWER-BERT"), ("importance", "importance"), ("random", "random")))),
+    Claim("same_with_less", "abstract", "P", "same top-1, 42 % less", "the same top-1 with 42 % fewer computations",
+          no_loss, (
+              Comparison("WK-Medoids − plain model", _OURS, _PLAIN, at=0.42, paper=PaperGap(
+                  ("1b", "WK-Medoids"), ("3a", "DeiT, width scaling"), whole=1.25, other_at=1.25)),
+              Comparison("farthest-first init and counts − plain model", _CAREFUL, _PLAIN, at=0.42, judged=False)),
+          (FINETUNED,), needs="Needs the plain model and WK-Medoids at 42 %, finetuned alike."),
+    Claim("robust", "6", "P", "robust to the init", "the result hardly depends on the initialisation, top-K or random",
+          same, (_init("random", "random init", mean=True),
+                 _init("farthest_first", "farthest-first init", judged=False),
+                 _init("farthest_first", "farthest-first init and counts", counts=True, judged=False,
+                       stage=OFF_THE_SHELF))),
+    Claim("weighted", "5b", "S", "weighted above unweighted", "weighted clustering is above unweighted",
+          above_on_average, (
+              _versus("wk_medoids", "k_medoids", PaperGap(("3b", "WK-Medoids"), ("3b", "K-Medoids"), 1.25, 0.93),
+                      mean=True),
+              _versus("wk_means", "k_means", mean=True))),
+    Claim("normalised", "10", "P caption, the size I", "normalised q and k",
+          "normalised keys and queries change little", same, tuple(
+              Comparison(f"{kind}, {label} − usual", one | dict(qk=kind), one)
+              for kind in ("r1-learned", "r2-learned", "r1-one", "r2-one")
+              for label, one in (("plain model", _PLAIN), ("WK-Medoids", _OURS))),
+          (FINETUNED,), 2 * MARGIN, partly=True, needs="Needs models trained with normalised keys and queries."),
+    Claim("wider", "4", "P", "a wider net, pooled", "pooling a wider net beats a narrower net at its cost", above,
+          (PooledWider("wider net pooled − narrower net whole", PaperGap(
+              ("1b", "WK-Medoids"), ("3a", "DeiT, width scaling"), ours_at=1.25, other_at=1.25)),), (FINETUNED,),
+          needs="Needs a second width, pooled down to the narrower one's cost."),
+    Claim("grid", "8", "S", "the grid, at low cost only", "downsampling on the grid competes only at low computations",
+          only_at_low_cost, (_versus("convolution", "wk_medoids", _in_3a("convolution", "WK-Medoids"), stage=FINETUNED),
+                             _versus("grid_average", "wk_medoids", stage=OFF_THE_SHELF)),
+          needs="Needs downsampling on the grid and WK-Medoids at two budgets or more."),
+    Claim("dynamic_vit", "3b", "S", "above DynamicViT", "WK-Medoids is above DynamicViT at every budget", above,
+          (_versus("wk_medoids", "dynamic_vit"),), (FINETUNED,), needs="Needs DynamicViT, finetuned."),
+    Claim("medoids_above_means", "5b", "S", "K-Medoids above K-Means",
+          "K-Medoids is above K-Means at equal computations, clustering counted", above_on_average,
+          (_versus("wk_medoids", "wk_means", mean=True),)),
+    Claim("importance_above_random", "5a", "S", "importance above random", "importance sampling beats random selection",
+          above, (_versus("importance", "random", _in_3a("importance", "random")),), (OFF_THE_SHELF,)),
+    Claim("top_k_above_importance", "5a", "S", "top-K above importance",
+          "PoWER-BERT's top-K beats importance sampling", above,
+          (_versus("top_k", "importance", _in_3a("PoWER-BERT", "importance")),), (OFF_THE_SHELF,)),
+    Claim("retains", "9", "P", "accuracy retained", "without finetuning the model retains its accuracy, because the "
+          "reconstruction error is small", no_loss, (
+              Comparison("WK-Medoids − plain model", _OURS, _PLAIN, at=0.42, within=1.0),
+              Comparison("farthest-first init and counts − plain model", _CAREFUL, _PLAIN, at=0.42, within=1.0,
+                         judged=False)), (OFF_THE_SHELF,), 2 * MARGIN),
+    Claim("fully_connected", "1", "P, S", "fully connected layers", "over 80 % of a DeiT's computations are fully "
+          "connected layers, under 15 % attention", stages=(OFF_THE_SHELF,)),
+    Claim("affordable", "12", "P", "affordable in images/s", "the clustering is affordable in images per second",
+          stages=(), needs="Images per second are in every row, but that is not a benchmark: see `tokenpool bench`."),
+)
+
+
+# ---- verdicts ----
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rows say on a claim."""
+
+    claim: Claim
+    status: str
+    effects: tuple[Effect, ...] = ()        # those that were judged come first
+    beside: tuple[Effect, ...] = ()         # shown, not judged
+    note: str = ""
+
+    @property
+    def evidence(self) -> str:
+        """The effects in words."""
+        shown = (*self.effects, *self.beside)
+        if not shown:
+            return self.note
+        groups: dict[str, list[str]] = {}
+        for e in shown:
+            groups.setdefault(e.label, []).append(f"{e} {'on average' if e.saving is None else f'at {e.budget}'}")
+        said = "; ".join(f"{label}: {', '.join(each)}" for label, each in groups.items())
+        known = sorted(round(100 * e.paper, 1) + 0.0 for e in shown if e.paper is not None)
+        paper = "" if not known else f" In the paper: {known[0]:+.1f}" + (
+            f" to {known[-1]:+.1f}." if known[-1] > known[0] else ".")
+        seeds = sorted({e.seeds for e in shown})
+        runs = f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} run{'s' if seeds[-1] > 1 else ''}"
+        return f"Difference in top-1, points. {said}.{paper} {runs} per setting. {self.note}".strip()
+
+
+def judge(claim: Claim, table: Table) -> Verdict:
+    """The verdict of one table of rows."""
+    if claim.id == "fully_connected":
+        return _fully_connected(claim)
+    if table.stage not in claim.stages:
+        return Verdict(claim, UNTESTED, note=claim.needs)
+    found = [(c, c.effects(table)) for c in claim.compares if c.stage in ("", table.stage) and len(table.rows)]
+    missing = [c.label for c, effects in found if c.judged and not effects]
+    judged = tuple(e for c, effects in found if c.judged for e in effects)
+    if not judged or (missing and not claim.partly):
+        return Verdict(claim, UNTESTED, note=claim.needs or f"Not measured here: {', '.join(missing) or 'anything'}.")
+    beside = tuple(e for c, effects in found if not c.judged for e in effects)
+    notes = []
+    if not all(e.paired for e in (*judged, *beside)):
+        notes.append("These rows do not say which images were right, so the intervals are those of independent images.")
+    if claim.id in ("normalised", "wider"):
+        notes.append("One base model each.")
+    return Verdict(claim, claim.rule(judged, claim.margin), judged, beside, " ".join(notes))
+
+
+def _fully_connected(claim: Claim) -> Verdict:
+    import timm
+
+    from tokenpool.models.vit import macs
+    shares = {name: macs(timm.create_model(f"deit_{size}_patch16_224")).shares
+              for name, size in (("DeiT-Ti", "tiny"), ("DeiT-S", "small"))}
+    holds = all(s["fully_connected"] > 0.8 and s["attention"] < 0.15 for s in shares.values())
+    counted = ", ".join(f"{name} {s['fully_connected']:.1%} and {s['attention']:.1%}" for name, s in shares.items())
+    return Verdict(claim, HOLDS if holds else FAILS, note=f"Counted: {counted}.")
+
+
+def verdicts(rows: pd.DataFrame, preset: str = "") -> list[Verdict]:
+    """One verdict per claim: on the finetuned models of a preset, or on rows that belong to none, without finetuning.
+
+    The first list has the claims that finetuned rows can answer, the second has all of them.
+    """
+    stage = FINETUNED if preset else OFF_THE_SHELF
+    table = Table(rows, preset, stage)
+    return [judge(claim, table) for claim in CLAIMS if not preset or stage in claim.stages]

@@ -1,14 +1,28 @@
-"""Rows -> plotly figures. Pure: the same rows give the same figure, nothing is read or measured here."""
+"""Rows -> plotly figures. Pure: the same rows give the same figure; nothing is read or measured here.
+
+Two kinds carry almost everything: `curves` (lines with intervals, one panel or several side by side) and `forest`
+(differences with intervals, one line per comparison and budget).
+"""
 
 from __future__ import annotations
 
 import base64
+import html
 import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
+from plotly.subplots import make_subplots
+
+from tokenpool.report.stats import summary
+
+if TYPE_CHECKING:
+    from tokenpool.report.claims import Verdict
 
 # Okabe-Ito colours that reach 3:1 on white, in a fixed order; shape and dash repeat what colour says.
 LOOKS = {
@@ -39,83 +53,172 @@ TEMPLATE = go.layout.Template(layout=dict(
     yaxis=dict(gridcolor="#e6e6e6", linecolor="#888", ticks="outside", zeroline=False),
     margin=dict(l=80, r=16, t=56, b=130)))
 
-
-def summary(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean over seeds with a 95 % interval: over images (Wilson) for one seed, widened by the spread over several."""
-    def one(group: pd.DataFrame) -> pd.Series:
-        spread = 1.96 * group["top1"].std(ddof=1) / np.sqrt(len(group)) if len(group) > 1 else 0.0
-        mean = group["top1"].mean()
-        return pd.Series({
-            "gmacs": group["gmacs"].mean(), "gmacs_without_clustering": group["gmacs_without_clustering"].mean(),
-            "share": group["gmacs"].mean() / group["gmacs_plain"].iloc[0], "top1": mean,
-            "low": max(0.0, mean - np.hypot(spread, mean - group["top1_low"].mean())),
-            "high": min(1.0, mean + np.hypot(spread, group["top1_high"].mean() - mean)),
-            "error": group["reconstruction_error"].mean(), "speed": group["images_per_second"].median(),
-            "seeds": len(group)})
-    return rows.groupby([*by, "saving"], sort=False)[list(rows.columns)].apply(one).reset_index()
+Look = tuple[str, str, str]             # colour, symbol, dash
+BLACK: Look = ("#000000", "circle", "solid")
+_LEGEND = dict(orientation="h", yref="container", y=0, yanchor="bottom", x=0, font_size=13)     # below everything else
 
 
-def best_init(rows: pd.DataFrame, method: str) -> str:
-    """The start with the highest mean top-1 of a method's rows; empty for methods without one."""
-    means = rows[rows["method"] == method].groupby("init")["top1"].mean()
-    return str(means.idxmax()) if len(means) else ""
+# ---- curves with intervals ----
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: what is drawn, and what is said about each point."""
+
+    name: str
+    look: Look
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None      # of the interval; None: no bars
+    high: Sequence[float] | None = None
+    hover: Sequence[str] = ()               # a text per point
+    keys: Sequence[str] = ()                # per point: the runs that a click shows
+    mode: str = "lines+markers"
+    hidden: bool = False                    # a click in the legend away
+    width: float = 2
 
 
-def trade_off(rows: pd.DataFrame, methods: tuple[str, ...], counts: bool, init: str | None, title: str) -> go.Figure:
-    """Top-1 against computations, a curve per method. `start`: of the clusterings; None: each one's best."""
-    plain = rows[rows["method"] == "plain"]
-    figure = _empty(title, plain)
-    for method in methods:
-        mine = rows[(rows["method"] == method) & (rows["counts"] == counts)]
-        if (mine["init"] != "").any():
-            mine = mine[mine["init"] == (init or best_init(mine, method))]
-        if len(mine):
-            name = method if not mine["init"].iloc[0] else f"{method}, {mine['init'].iloc[0]} start"
-            _curve(figure, summary(mine, ["method"]), name, LOOKS.get(method, ("#000000", "circle", "solid")))
+def curves(panels: Mapping[str, Sequence[Line]], x: str | Sequence[str], y: str, title: str = "", *,
+           percent: str = "xy", level: float | None = None, log: bool = False, height: int = 440) -> go.Figure:
+    """Curves with intervals, one panel per entry, on one vertical scale; the legend stands below.
+
+    Args:
+        panels: title of a panel -> its lines. Lines of one name share a legend entry.
+        x, y: titles of the axes, one `x` for all panels or one each.
+        percent: axes with a percent sign.
+        level: a dotted horizontal line, such as the plain model's top-1.
+    """
+    figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.04,
+                           subplot_titles=list(panels) if len(panels) > 1 else None)
+    rank: dict[str, int] = {}
+    for column, lines in enumerate(panels.values(), 1):
+        for line in lines:
+            first = line.name not in rank
+            colour, symbol, dash = line.look
+            bars = None if line.low is None else dict(
+                type="data", symmetric=False, thickness=1, width=3,
+                array=np.subtract(line.high, line.y).round(4).tolist(),
+                arrayminus=np.subtract(line.y, line.low).round(4).tolist())
+            figure.add_scatter(
+                x=np.round(line.x, 4).tolist(), y=np.round(line.y, 4).tolist(), name=line.name, legendgroup=line.name,
+                legendrank=rank.setdefault(line.name, len(rank) + 1), showlegend=first, mode=line.mode,
+                visible="legendonly" if line.hidden else True, line=dict(color=colour, dash=dash, width=line.width),
+                marker=dict(symbol=symbol, size=9), error_y=bars, text=list(line.hover) or None,
+                customdata=list(line.keys) or None,
+                hovertemplate=f"<b>{html.escape(line.name)}</b><br>%{{text}}<extra></extra>" if line.hover else None,
+                hoverinfo=None if line.hover else "skip", row=1, col=column)
+    if level is not None:
+        figure.add_hline(y=level, line=dict(color="#888888", width=1, dash="dot"))
+    rows = 1
+    free = width = 600                          # of a legend on the narrowest page
+    for name in rank:
+        needs = 48 + 7 * len(name)
+        rows, free = (rows, free - needs) if needs <= free else (rows + 1, width - needs)
+    figure.update_layout(
+        template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16) if title else None, hovermode="closest",
+        height=height + 28 * rows, margin=dict(l=72, r=16, t=(34 if title else 0) + 34, b=58 + 28 * rows),
+        legend=_LEGEND)
+    for column, words in enumerate([x] * len(panels) if isinstance(x, str) else x, 1):
+        figure.update_xaxes(title=dict(text=words, standoff=8, font_size=14), ticksuffix=" %" if "x" in percent else "",
+                            type="log" if log else None, matches="x" if isinstance(x, str) else None, col=column)
+    figure.update_yaxes(ticksuffix=" %" if "y" in percent else "", type="log" if log else None)
+    figure.update_yaxes(title=dict(text=y, standoff=10, font_size=14), col=1)
     return figure
 
 
-def starts(rows: pd.DataFrame, counts: bool, title: str, method: str = "wk_medoids") -> go.Figure:
-    """The paper's Fig. 6: one method from several starts."""
-    figure = _empty(title, rows[rows["method"] == "plain"])
-    mine = rows[(rows["method"] == method) & (rows["counts"] == counts)]
-    for init, look in INIT_LOOKS.items():
-        part = mine[mine["init"] == init]
-        if len(part):
-            _curve(figure, summary(part, ["method"]), f"{init} start", look)
-    return figure
+def percent(values) -> np.ndarray:
+    return 100 * np.asarray(values, float)
 
 
-def _empty(title: str, plain: pd.DataFrame) -> go.Figure:
-    across, up = "computations, % of the plain model (clustering included)", "top-1 without finetuning"
-    figure = go.Figure(layout=dict(
-        template=TEMPLATE, title=dict(text=title, x=0.01, font_size=16), height=480, hovermode="closest",
-        legend=dict(orientation="h", y=-0.24, yanchor="top", x=0, font_size=13),
-        xaxis=dict(title=dict(text=across, standoff=10, font_size=14),
-                   range=[25, 103], ticksuffix=" %"),
-        yaxis=dict(title=dict(text=up, standoff=12, font_size=14), range=[-2, 103], ticksuffix=" %")))
-    if len(plain):
-        top1 = 100 * plain["top1"].iloc[0]
-        figure.add_hline(y=top1, line=dict(color="#888", width=1, dash="dot"))
-        figure.add_trace(go.Scatter(
-            x=[100], y=[top1], mode="markers", name="plain model", marker=dict(color="#000", symbol="star", size=12),
-            hovertemplate=f"plain model: {top1:.1f} %<extra></extra>"))
-    return figure
-
-
-def _curve(figure: go.Figure, points: pd.DataFrame, name: str, look: tuple[str, str, str]) -> None:
-    colour, symbol, dash = look
+def top1_line(points: pd.DataFrame, name: str, look: Look, **more) -> Line:
+    """Top-1 against computations in % of the plain model, from lines of `stats.summary`."""
     points = points.sort_values("share")
-    figure.add_trace(go.Scatter(
-        x=(100 * points["share"]).round(2).tolist(), y=(100 * points["top1"]).round(2).tolist(), name=name,
-        mode="lines+markers", line=dict(color=colour, dash=dash, width=2), marker=dict(symbol=symbol, size=9),
-        error_y=dict(type="data", symmetric=False, thickness=1, width=3,
-                     array=(100 * (points["high"] - points["top1"])).round(2).tolist(),
-                     arrayminus=(100 * (points["top1"] - points["low"])).round(2).tolist()),
-        customdata=np.stack([points["gmacs"] * 1e3, points["error"], points["speed"], points["seeds"]], 1).round(4),
-        hovertemplate=f"<b>{name}</b><br>top-1 %{{y:.1f}} %<br>%{{x:.1f}} % of the computations "
-                      "(%{customdata[0]:.1f} MMACs)<br>variance lost per pooling %{customdata[1]:.3f}<br>"
-                      "%{customdata[2]:.0f} images/s<br>%{customdata[3]:.0f} seed(s)<extra></extra>"))
+    return Line(name, look, percent(points["share"]), percent(points["top1"]), percent(points["low"]),
+                percent(points["high"]), [
+                    f"top-1 {100 * p.top1:.1f} % ({100 * p.low:.1f} to {100 * p.high:.1f})<br>{100 * p.share:.1f} % of "
+                    f"the computations ({1e3 * p.gmacs:.1f} MMACs)<br>variance lost per pooling {p.error:.3f}<br>"
+                    f"{p.speed:.0f} images/s<br>{p.seeds:.0f} run(s)" for p in points.itertuples()], **more)
+
+
+# ---- accuracy without finetuning ----
+
+def best_clustering(rows: pd.DataFrame, method: str = "") -> tuple[str, str, bool] | None:
+    """(method, init, counts) with the highest mean top-1 among all clusterings, or among those of one method."""
+    means = rows[(rows["init"] != "") & ((rows["method"] == method) | (method == ""))].groupby(
+        ["method", "init", "counts"])["top1"].mean()
+    return means.idxmax() if len(means) else None
+
+
+def trade_off(rows: pd.DataFrame, wanted: Mapping[str, tuple[str, str, bool, Look]], title: str) -> go.Figure:
+    """Top-1 against computations without finetuning: name of a curve -> (method, init, counts, look)."""
+    plain = rows[rows["method"] == "plain"]
+    lines = []
+    for name, (method, init, counts, look) in wanted.items():
+        mine = rows[(rows["method"] == method) & (rows["init"] == init) & (rows["counts"] == counts)]
+        if len(mine):
+            lines.append(top1_line(summary(mine, ["method"]), name, look))
+    if len(plain):
+        lines.append(top1_line(summary(plain, ["method"]), "plain model", ("#000000", "star", "solid"), mode="markers"))
+    figure = curves({title: lines}, "computations, % of the plain model (clustering included)",
+                    "top-1 without finetuning", title, level=100 * plain["top1"].iloc[0] if len(plain) else None)
+    return figure.update_xaxes(range=[25, 103]).update_yaxes(range=[-2, 103])
+
+
+# ---- forest plots ----
+
+_DATA_LOOKS = (("#0072B2", "circle"), ("#D55E00", "square"), ("#AA4499", "diamond"), ("#007A5E", "triangle-up"))
+
+
+def forest(verdicts: Mapping[str, Verdict], margin: float = 0.0) -> go.Figure | None:
+    """A line per comparison and budget; a dot with its 95 % interval per data set, and the paper's effect as a mark.
+
+    Args:
+        verdicts: data set -> what its rows say on one claim. margin: a band called "the same".
+    """
+    found = {name: {(e.label, e.saving): e for e in (*v.effects, *v.beside)} for name, v in verdicts.items()}
+    places = _places(found)
+    if not places:
+        return None
+    at = {place: -float(i) for i, place in enumerate(places)}
+    figure = go.Figure()
+    used = [name for name, effects in found.items() if effects]
+    for rank, name in enumerate(used):
+        effects = [(at[place] + 0.26 * ((len(used) - 1) / 2 - rank), e) for place, e in found[name].items()]
+        colour, symbol = _DATA_LOOKS[list(verdicts).index(name) % len(_DATA_LOOKS)]
+        figure.add_scatter(
+            x=[round(100 * e.value, 2) for _, e in effects], y=[y for y, _ in effects], mode="markers", name=name,
+            marker=dict(color=colour, symbol=symbol, size=9),
+            error_x=dict(type="data", array=[round(100 * e.half, 2) for _, e in effects], thickness=1.6, width=4),
+            text=[f"{e.label}, {e.budget}<br>{e} points, {e.seeds} run(s)" for _, e in effects],
+            hovertemplate="<b>%{text}</b><extra></extra>")
+    paper = {place: e.paper for effects in found.values() for place, e in effects.items() if e.paper is not None}
+    if paper:
+        figure.add_scatter(x=[round(100 * p, 2) for p in paper.values()], y=[at[place] for place in paper],
+                           mode="markers", name="the paper (DeiT on ImageNet, finetuned)",
+                           hovertemplate="the paper: %{x:+.1f} points<extra></extra>", marker=dict(
+                               symbol="line-ns-open", size=17, color="#000000", line=dict(width=3)))
+    figure.add_vline(x=0, line=dict(color="#888888", width=1.5))
+    if margin:
+        figure.add_vrect(x0=-100 * margin, x1=100 * margin, fillcolor="#888888", opacity=0.15, line_width=0)
+    previous, ticks = None, []
+    for label, saving in places:
+        budget = "mean" if saving is None else f"-{saving:.0%}" if saving else "all tokens"
+        ticks.append(f"{label}  <b>{budget}</b>" if label != previous else f"<b>{budget}</b>")
+        if previous not in (None, label):
+            figure.add_hline(y=at[label, saving] + 0.5, line=dict(color="#cccccc", width=1))
+        previous = label
+    figure.update_layout(template=TEMPLATE, hovermode="closest", height=118 + 30 * len(places), showlegend=True,
+                         margin=dict(l=20, r=16, t=12, b=92), legend=_LEGEND)
+    figure.update_xaxes(title=dict(text="difference in top-1, points", standoff=8, font_size=14), zeroline=False)
+    figure.update_yaxes(tickvals=list(at.values()), ticktext=ticks, range=[0.6 - len(places), 0.6], automargin=True,
+                        showgrid=False, tickfont_size=13, ticks="")
+    return figure
+
+
+def _places(found: Mapping[str, Mapping[tuple, object]]) -> list[tuple[str, float | None]]:
+    """All (comparison, budget), comparisons in the order of the claim, budgets rising, the mean last."""
+    every = {place for effects in found.values() for place in effects}
+    labels = list(dict.fromkeys(label for effects in found.values() for label, _ in effects))
+    return sorted(every, key=lambda p: (labels.index(p[0]), 2.0 if p[1] is None else p[1]))
 
 
 # ---- images of clusters (the paper's Fig. 1c) ----
@@ -158,29 +261,3 @@ def png(pixels: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).quantize(128).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def best_clustering(rows: pd.DataFrame) -> tuple[str, str, bool] | None:
-    """(method, start, counts) with the highest mean top-1 among all that have a start."""
-    means = rows[rows["init"] != ""].groupby(["method", "init", "counts"])["top1"].mean()
-    return means.idxmax() if len(means) else None
-
-
-def glance(rows: pd.DataFrame) -> go.Figure:
-    """The central trade-off: scores and chance, the paper's default, and the best clustering measured."""
-    figure = _empty("Who keeps the accuracy when tokens must go?", rows[rows["method"] == "plain"])
-
-    def add(method: str, init: str, counts: bool, name: str, look: tuple[str, str, str]) -> None:
-        mine = rows[(rows["method"] == method) & (rows["init"] == init) & (rows["counts"] == counts)]
-        if len(mine):
-            _curve(figure, summary(mine, ["method"]), name, look)
-
-    best = best_clustering(rows)
-    if best is not None:
-        method, init, counts = best
-        add(method, init, counts, f"{method}, {init} start{', carried counts' if counts else ''} (best here)",
-            ("#0072B2", "circle", "solid"))
-    add("wk_medoids", "top_k", False, "wk_medoids, top_k start (the paper's default)", LOOKS["wk_medoids"])
-    for method in ("grid_average", "random", "top_k"):
-        add(method, "", False, {"top_k": "top_k (PoWER-BERT)"}.get(method, method), LOOKS[method])
-    return figure

@@ -22,8 +22,9 @@ from tokenpool.lab.kit.session import shipped_rows
 from tokenpool.lab.lessons.lesson_03_reconstruction import CLOUDS, cloud
 from tokenpool.lab.widgets.controls import Choice, Number
 from tokenpool.lab.widgets.explorer import Explorer
-from tokenpool.report.claims import Gap, Table, gap
-from tokenpool.report.figures import INIT_LOOKS, summary
+from tokenpool.report.claims import Table
+from tokenpool.report.figures import INIT_LOOKS
+from tokenpool.report.stats import Effect, gap, summary
 
 INITS = tuple(INIT_LOOKS)
 #: one colour and one symbol a cluster, so that neither has to be seen to follow the other
@@ -345,7 +346,8 @@ def accuracy(preset: str, saving: float = 0.42) -> pd.DataFrame:
     """Columns stage, init, counts, error, top1, low, high (95 %), seeds: recorded, mean over seeds."""
     rows = recorded(preset)
     mine = rows[np.isclose(rows["saving"], saving)]
-    return summary(mine, ["stage", "init", "counts"])[
+    noise = Table(shipped_rows(f"{preset}-runs"), preset).noise
+    return summary(mine, ["stage", "init", "counts"], noise)[
         ["stage", "init", "counts", "error", "top1", "low", "high", "seeds"]]
 
 
@@ -357,7 +359,7 @@ def with_counts(init: str, saving: float = 0.42) -> float:
     return float(mine["top1"].mean())
 
 
-def robustness(preset: str) -> Gap:
+def robustness(preset: str) -> Effect:
     """Fig. 6 in one number: finetuned, top-1 of the random start above the top-K start, mean over all budgets."""
     table = Table(shipped_rows(f"{preset}-runs"), preset)
     found = table.over_budgets(dict(method="wk_medoids", init="random"), dict(method="wk_medoids", init="top_k"))
@@ -365,7 +367,7 @@ def robustness(preset: str) -> Gap:
     return found
 
 
-def accuracy_gap(preset: str, a: str, b: str, stage: str, saving: float = 0.42) -> Gap:
+def accuracy_gap(preset: str, a: str, b: str, stage: str, saving: float = 0.42) -> Effect:
     """Top-1 of start a above start b, on the same images, counts not carried: difference and 95 % half width."""
     rows = recorded(preset)
     mine = rows[np.isclose(rows["saving"], saving) & (rows["stage"] == stage) & ~rows["counts"]]

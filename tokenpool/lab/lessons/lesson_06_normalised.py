@@ -24,8 +24,8 @@ from tokenpool.lab.widgets.controls import Choice, Number
 from tokenpool.lab.widgets.explorer import Explorer
 from tokenpool.measure.rows import wilson
 from tokenpool.models.attention import UnitNorm, normalise_qk
-from tokenpool.report.claims import MARGIN, Table, claims, gap
-from tokenpool.report.verdicts import Verdict
+from tokenpool.report.claims import MARGIN, Table, Verdict, verdicts
+from tokenpool.report.stats import gap
 
 PRESET = "imagenet50_cpu"
 READINGS = {"r1": "R1: alpha cos", "r2": "R2: alpha² cos / √d"}
@@ -376,7 +376,7 @@ def ablation_figure(table: pd.DataFrame) -> go.Figure:
 
 def verdict() -> Verdict:
     """The ledger's verdict on the claim (docs/reproduction.md), from the same rows."""
-    return next(v for v in claims(shipped_rows(f"{PRESET}-runs"), PRESET) if v.claim.startswith("normalised"))
+    return next(v for v in verdicts(shipped_rows(f"{PRESET}-runs"), PRESET) if v.claim.id == "normalised")
 
 
 def half_width(images: float, noise: float, runs: int) -> float:

@@ -28,7 +28,8 @@ from tokenpool.lab.kit.session import shipped_rows
 from tokenpool.lab.widgets.controls import Choice, Number
 from tokenpool.lab.widgets.explorer import Explorer
 from tokenpool.report import board
-from tokenpool.report.claims import Table, gap
+from tokenpool.report.claims import Table
+from tokenpool.report.stats import gap, summary
 from tokenpool.train import Stop, loop
 from tokenpool.train.loader import open_train
 from tokenpool.train.recipe import Recipe, load_preset
@@ -126,7 +127,7 @@ def before_after(preset: str, saving: float) -> pd.DataFrame:
         part = board.select(mine, curve, table_of(preset).first)
         then, now = (part[part["stage"] == stage] for stage in ("untouched", "finetuned"))
         if len(then) and len(now) and curve.model is None and not curve.qk:
-            point = board.points(now, table_of(preset).noise).iloc[0]
+            point = summary(now, ["schedule_name"], table_of(preset).noise).iloc[0]
             rows.append((curve.label, 100 * then["top1"].mean(), 100 * point["top1"], 100 * point["half"],
                          int(point["seeds"])))
     found = pd.DataFrame(rows, columns=["system", "before", "after", "half", "seeds"])
@@ -315,7 +316,7 @@ def _points(preset: str, axis: str) -> tuple[Point, ...]:
     """All systems of a preset, on one cost axis, as % of its first model, plain."""
     rows, table = recorded().rows, table_of(preset)
     mine = rows[rows["preset"] == preset]
-    plain = board.points(table.setting("plain"), table.noise).iloc[0]
+    plain = summary(table.setting("plain"), ["schedule_name"], table.noise).iloc[0]
     found = []
     for number, curve in enumerate(FAMILIES):
         for stage in ("untouched", "finetuned"):
@@ -325,12 +326,12 @@ def _points(preset: str, axis: str) -> tuple[Point, ...]:
             if not len(part):
                 continue
             without = part.groupby(["saving", "schedule_name"])["gmacs_without_clustering"].mean()
-            for p in board.points(part, table.noise if stage == "finetuned" else 0.0).itertuples():
-                cost = {AXES[0]: p.mmacs / plain["mmacs"],
-                        AXES[1]: 1e3 * without[p.saving, p.schedule_name] / plain["mmacs"],
+            for p in summary(part, ["schedule_name"], table.noise if stage == "finetuned" else 0.0).itertuples():
+                cost = {AXES[0]: p.gmacs / plain["gmacs"],
+                        AXES[1]: without[p.saving, p.schedule_name] / plain["gmacs"],
                         AXES[2]: plain["speed"] / p.speed}[axis]
                 found.append(Point(number, stage, round(100 * cost, 2), round(100 * p.top1, 2), round(100 * p.half, 2),
-                                   int(p.seeds), round(p.mmacs, 1), round(p.speed), tuple(p.runs.split("|"))))
+                                   int(p.seeds), round(1e3 * p.gmacs, 1), round(p.speed), tuple(p.runs.split("|"))))
     return tuple(found)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-import re
 import textwrap
 import time
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ from tokenpool.measure import compare
 from tokenpool.measure.rows import unpack
 from tokenpool.models import published
 from tokenpool.report import compare_page
-from tokenpool.report.claims import UNDECIDED, claims, gap
-from tokenpool.report.verdicts import FAILS, HOLDS, UNTESTED, Verdict, verdicts
+from tokenpool.report.claims import CLAIMS, FAILS, HOLDS, UNDECIDED, UNTESTED, Verdict, verdicts
+from tokenpool.report.stats import Effect, gap
 
 PAPER = dict(method="wk_medoids")                                        # top-K start, no counts
 OTHER = dict(method="wk_medoids", init="farthest_first", counts=True)   # not in the paper
@@ -380,110 +379,44 @@ def latency_figure(found: pd.DataFrame) -> go.Figure:
 
 # ---- the ledger of claims ----
 
-@dataclass(frozen=True)
-class Topic:
-    """One claim of the paper, wherever it is judged."""
-
-    short: str
-    finetuned: str          # what its sentence holds, in the list for finetuned models; "" where it is not in it
-    untouched: str
-    notebook: str           # where it is taught
-
-
-TOPICS = (
-    Topic("above the scores (Fig. 3a)", "is above PoWER-BERT", "more accuracy than PoWER-BERT", "03"),
-    Topic("same top-1, 42 % less (abstract)", "the same top-1 with 42 %", "the same ImageNet accuracy", "07"),
-    Topic("robust to the start (Fig. 6)", "robust to the start", "hardly depends on the start", "04"),
-    Topic("weighted above unweighted (Fig. 5b)", "weighted clustering is above", "weighted clustering beats", "04"),
-    Topic("normalised q and k (Fig. 10)", "normalised keys and queries change", "with normalised keys", "06"),
-    Topic("a wider net, pooled (Fig. 4)", "pooling a wider net", "pooling a wider DeiT", "05"),
-    Topic("the grid, at low cost only (Fig. 8)", "convolution on the grid", "downsampling on a grid", "07"),
-    Topic("above DynamicViT (Fig. 3b)", "above DynamicViT", "beats DynamicViT", "07"),
-    Topic("K-Medoids above K-Means (Fig. 5b)", "K-Medoids is above K-Means", "K-Medoids beats K-Means", "04"),
-    Topic("accuracy retained untouched (Fig. 9)", "", "without finetuning the model retains", "07"),
-    Topic("importance above random (Fig. 5a)", "", "importance sampling beats random", "03"),
-    Topic("top-K above importance (Fig. 5a)", "", "top-K beats importance", "03"),
-    Topic("fully connected layers (P, S)", "", "fully connected layers", "01"),
-    Topic("affordable in images/s (Fig. 12)", "", "affordable in images per second", "08"),
-)
+#: claim -> notebook that teaches it
+TAUGHT = {"above_scores": "03", "same_with_less": "07", "robust": "04", "weighted": "04", "normalised": "06",
+          "wider": "05", "grid": "07", "dynamic_vit": "07", "medoids_above_means": "04", "retains": "07",
+          "importance_above_random": "03", "top_k_above_importance": "03", "fully_connected": "01", "affordable": "08"}
+SHORT = {claim.id: f"{claim.short} ({claim.source.split(';')[0]})" for claim in CLAIMS}
 LEDGERS = ("photographs, finetuned", "pebbles, finetuned", "pebbles, untouched")
-KINDS = ("holds", "does not hold", "undecided or in part", "not tested")
+KINDS = ("holds", "does not hold", "undecided", "not tested")
 _KIND_LOOKS = {KINDS[0]: (GREEN, "circle"), KINDS[1]: (ORANGE, "x"), KINDS[2]: (PURPLE, "diamond"),
                KINDS[3]: (GREY, "square-open")}
 ALL = "all claims"
-
-
-def kind_of(verdict: str) -> str:
-    """The package's word for a verdict -> one of KINDS."""
-    return KINDS[{HOLDS: 0, FAILS: 1, UNTESTED: 3}.get(verdict, 2)]
 
 
 @dataclass(frozen=True)
 class Entry:
     """A claim in the ledger."""
 
-    topic: Topic
     verdict: Verdict
-    numbers: tuple[tuple[str, float, float], ...]       # what is compared, points, half of the interval (or range)
+
+    @property
+    def short(self) -> str:
+        return SHORT[self.verdict.claim.id]
 
     @property
     def kind(self) -> str:
-        return kind_of(self.verdict.verdict)
+        return dict(zip((HOLDS, FAILS, UNDECIDED, UNTESTED), KINDS, strict=True))[self.verdict.status]
 
     @property
-    def mark(self) -> str:
-        """How sure it is that the paper says so."""
-        found = re.findall(r"\b[PSI]\b", self.verdict.claim.rsplit("(", 1)[-1])
-        return ", ".join(dict.fromkeys(found))
+    def effects(self) -> tuple[Effect, ...]:
+        return (*self.verdict.effects, *self.verdict.beside)
 
 
 @functools.lru_cache(maxsize=4)
 def ledger(name: str) -> tuple[Entry, ...]:
-    """The package's verdicts on one body of evidence, in the order of TOPICS."""
+    """The package's verdicts on one body of evidence."""
     one_of("ledger", name, LEDGERS, "")
-    trained = name != LEDGERS[2]
-    said = claims(recorded().rows, PHOTOGRAPHS if name == LEDGERS[0] else PEBBLES) if trained else \
-        verdicts(untouched_rows())
-    entries = []
-    for topic in TOPICS:
-        key = topic.finetuned if trained else topic.untouched
-        found = [v for v in said if key and key in v.claim]
-        if found:
-            numbers = intervals_in(found[0].evidence) if trained else ranges_in(found[0].evidence)
-            entries.append(Entry(topic, found[0], numbers))
-    return tuple(entries)
-
-
-_GAP = re.compile(r"([+-]\d+\.\d) ± (\d+\.\d)( on average| at -\d+%)?")
-
-
-def intervals_in(evidence: str) -> tuple[tuple[str, float, float], ...]:
-    """The differences that a verdict's sentence quotes: what, points, half of the interval.
-
-    Read from the sentence and not computed anew, so that the ledger shows what was judged.
-    """
-    text = re.sub(r" ?\((?![+-])[^()]*\)", "", evidence)          # asides in parentheses; lists of gaps stay
-    found, about, last = [], "", 0
-    for match in _GAP.finditer(text):
-        before = text[last:match.start()]
-        if ":" in before or not about:
-            about = re.split(r"[;.] ", before.rsplit(":", 1)[0])[-1].strip(" ;.,()")
-            about = re.sub(r"^Points of top-1,? ?|^Points above the usual attention: |^From a |, in points$", "", about)
-            if text.startswith("Points of top-1 above") and not about.startswith("above"):
-                about = f"above {about}"
-        found.append((f"{about}{match[3] or ''}", float(match[1]), float(match[2])))
-        last = match.end()
-    return tuple(found)
-
-
-def ranges_in(evidence: str) -> tuple[tuple[str, float, float], ...]:
-    """Untouched systems are judged by their lowest and highest difference over the budgets: middle and half range."""
-    match = re.search(r"differences ([+-][\d.]+) to ([+-][\d.]+)", evidence) or \
-        re.search(r"([+-][\d.]+) points at the highest, ([+-][\d.]+) at the lowest", evidence)
-    if match is None:
-        return ()
-    low, high = sorted((float(match[1]), float(match[2])))
-    return (("lowest to highest over the budgets", round((low + high) / 2, 2), round((high - low) / 2, 2)),)
+    said = verdicts(untouched_rows()) if name == LEDGERS[2] else \
+        verdicts(recorded().rows, PHOTOGRAPHS if name == LEDGERS[0] else PEBBLES)
+    return tuple(map(Entry, said))
 
 
 @dataclass(frozen=True)
@@ -501,8 +434,8 @@ class Page:
 @functools.lru_cache(maxsize=64)
 def look_up(name: str, kind: str, claim: str) -> Page:
     entries = ledger(name)
-    chosen = next((e for e in entries if e.topic.short == claim), None)
-    shown = tuple(e for e in entries if kind in ("any", e.kind) and claim in (ALL, e.topic.short))
+    chosen = next((e for e in entries if e.short == claim), None)
+    shown = tuple(e for e in entries if kind in ("any", e.kind) and claim in (ALL, e.short))
     return Page(name, kind, shown, entries, claim, chosen)
 
 
@@ -515,14 +448,16 @@ def look_up_figure(page: Page) -> go.Figure:
     marks: dict[str, list[tuple[float, float, float, str]]] = {kind: [] for kind in KINDS}
     for place, entry in enumerate(page.shown):
         if not alone:
-            lines.append(entry.topic.short)
-        for number, (about, value, half) in enumerate(entry.numbers):
+            lines.append(entry.short)
+        for number, e in enumerate(entry.effects):
+            about = f"{e.label}, {e.budget}"
             if alone:
                 lines.append(about)
                 at = float(number)
             else:
-                at = place + (number - (len(entry.numbers) - 1) / 2) * 0.7 / max(len(entry.numbers), 4)
-            marks[entry.kind].append((value, half, round(at, 3), f"{entry.topic.short}: {about}"))
+                at = place + (number - (len(entry.effects) - 1) / 2) * 0.7 / max(len(entry.effects), 4)
+            marks[entry.kind].append((round(100 * e.value, 1), round(100 * e.half, 1), round(at, 3),
+                                      f"{entry.short}: {about}"))
     for kind, points in marks.items():
         colour, symbol = _KIND_LOOKS[kind]
         fig.add_scatter(x=[p[0] for p in points], y=[p[2] for p in points], mode="markers", name=kind,
@@ -530,10 +465,10 @@ def look_up_figure(page: Page) -> go.Figure:
                         error_x=dict(type="data", array=[p[1] for p in points], thickness=1.2, width=3),
                         text=[p[3] for p in points], hovertemplate="%{text}<br>%{x:+.1f} points<extra></extra>")
     fig.add_vline(x=0, line=dict(color=INK, width=1))
-    lowest, highest = (edge([v + sign * h for e in page.shown for _, v, h in e.numbers] + [sign * 3]) for edge, sign in
+    lowest, highest = (edge([100 * (e.value + sign * e.half) for entry in page.shown for e in entry.effects]
+                                    + [sign * 3]) for edge, sign in
                        ((min, -1), (max, 1)))
-    what = "range over the budgets" if page.name == LEDGERS[2] else "95 % interval"
-    fig.update_xaxes(title=f"the first is above by, points of top-1 (bar: {what})",
+    fig.update_xaxes(title="difference in top-1, points (bar: 95 % interval)",
                      range=[lowest - 1, highest + 1])
     fig.update_yaxes(tickvals=list(range(len(lines))), ticktext=[_folded(line, wide) for line in lines],
                      range=[max(len(lines), 1) - 0.4, -0.6])
@@ -557,29 +492,30 @@ def look_up_words(page: Page) -> str:
         for kind, n in counts.items()) + "."
     if page.claim == ALL:
         if page.kind != "any":
-            words += f" Shown: {', '.join(e.topic.short for e in page.shown) or 'none'}."
+            words += f" Shown: {', '.join(e.short for e in page.shown) or 'none'}."
         return f"{words} Choose a claim to read the differences and intervals that decide it."
     if page.entry is None:
         return f"{words}\n\nThis claim is not judged on this evidence."
     e = page.entry
     hidden = "" if e in page.shown else f" (hidden: you asked for those that are *{page.kind}*)"
-    return (f"{words}\n\n*{e.verdict.claim}*: {e.verdict.verdict}{hidden}. {e.verdict.evidence} Taught in notebook "
-            f"{e.topic.notebook}.")
+    return (f"{words}\n\n*{e.verdict.claim}*: {e.verdict.status}{hidden}. {e.verdict.evidence} Taught in notebook "
+            f"{TAUGHT[e.verdict.claim.id]}.")
 
 
 def look_up_table(page: Page) -> pd.DataFrame:
     """The ledger: claim, source, our number, verdict, notebook."""
     rows = []
     for e in page.shown:
-        told = "; ".join(f"{v:+.1f} ± {h:.1f} {about}" for about, v, h in e.numbers[:2])
-        more = f"; {len(e.numbers) - 2} more" if len(e.numbers) > 2 else ""
-        rows.append((e.topic.short, e.mark, (told + more) or "see the words", e.verdict.verdict, e.topic.notebook))
+        told = "; ".join(f"{effect} ({effect.label}, {effect.budget})" for effect in e.effects[:2])
+        more = f"; {len(e.effects) - 2} more" if len(e.effects) > 2 else ""
+        claim = e.verdict.claim
+        rows.append((e.short, claim.mark, (told + more) or "see the words", e.verdict.status, TAUGHT[claim.id]))
     return pd.DataFrame(rows, columns=["claim", "source", "ours, points of top-1", "verdict", "notebook"])
 
 
 def explore() -> Explorer:
     return Explorer({"name": Choice("Evidence", LEDGERS), "kind": Choice("Verdict", ("any", *KINDS)),
-                     "claim": Choice("Claim", (ALL, *(t.short for t in TOPICS)))},
+                     "claim": Choice("Claim", (ALL, *SHORT.values()))},
                     look_up, look_up_figure, look_up_words, look_up_table, height=640,
                     measure=lambda page: ("number of claims shown", len(page.shown), "{:d}"))
 
