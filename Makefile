@@ -24,7 +24,7 @@ bench: $(READY)  ## does saving compute save time? table and page in results/ben
 test: $(READY)   ## lint, types, tests, every notebook as it is and as a good student leaves it (12 minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-#	$(BIN)/python tools/lint_words.py
+	$(BIN)/python tools/lint_words.py
 	$(BIN)/python tools/solve_notebooks.py .solved
 	$(PYTEST) .solved notebooks tests tokenpool
 

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ntokenpool: stopped. Finished results are saved; the same command resumes.", file=sys.stderr)
         return 130
-    except BrokenPipeError:                           # whoever read the output has seen enough, such as `| head`
+    except BrokenPipeError:                           # the reader has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Stop, ValueError, OSError, FloatingPointError, RuntimeError, ImportError) as error:

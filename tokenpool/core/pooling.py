@@ -232,8 +232,8 @@ class lazy(Generic[T]):
 class Pooled:
     """N tokens and the K that represent them.
 
-    `labels`, `counts` and `inertia` are computed, without gradient, when they are first read: whoever needs the tokens
-    alone pays for nothing else. Until then the input is kept, and must not be changed in place.
+    `labels`, `counts` and `inertia` are computed, without gradient, when they are first read, so tokens alone
+    cost nothing more. Until then the input is kept, and must not be changed in place.
     """
 
     tokens: Tensor             # (B, K, C)  what the next block sees

@@ -156,7 +156,7 @@ def right_of(system: Any, images: Images, seed: int = 0) -> tuple[np.ndarray, li
     """Which images a system gets right, (images,) bool, and images per second of every batch.
 
     Args:
-        seed: for systems that draw at random: for every batch anew, from one generator.
+        seed: for systems that draw at random: drawn again for every batch, from one generator.
     """
     device, generator = next(system.parameters()).device, _generator(system, seed)
     options = {} if generator is None else {"generator": generator}

@@ -255,7 +255,7 @@ def measure(model: nn.Module, wanted: Sequence[Setting], data: Data, results: Re
 
 
 def _features(pooled: PooledViT, x: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
-    """In batches of one size, as everywhere; methods that draw at random do so anew for every batch."""
+    """In batches of one size, as everywhere; random methods draw again for every batch."""
     generator = torch.Generator().manual_seed(setting.seed) if pooled.draws else None
     parts = [dense(pooled, batch, generator) for batch in x.split(_BATCH)]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -9,8 +9,8 @@ it. A verdict is a value: a status, and effects with their intervals. Pages, sen
 it; nothing reads a number back out of a sentence.
 
 A claim holds where every comparison it makes is above 0 with its 95 % interval. It fails where one is below, with an
-interval widened for the number of comparisons (Bonferroni): among eight, one is easily below by chance. A claim that
-does not say "at every budget" is judged by the mean over budgets.
+interval widened for the number of comparisons (Bonferroni): among eight, one easily falls below 0 at random. A claim
+that does not say "at every budget" is judged by the mean over budgets.
 
 To add a claim, add a line to `CLAIMS`.
 """

@@ -2,7 +2,7 @@
 
 Ward's clustering joins two clusters at a time, so its N - 1 merges are one tree: cut it anywhere and the clusters for
 that K are there. A `Photograph` holds the image and the trees of some blocks; `write_page` puts photographs into one
-page that needs no Python, and `figure` draws the README's picture. The trees of six photographs ship with the package.
+page that needs no Python, and `figure` draws the README's image. The trees of six photographs ship with the package.
 
     page = write_page(Path("clusters.html"), shipped())
     page = write_page(Path("mine.html"), [photograph("me", pixels, load_model("vits14", image_size=448))])

@@ -1,12 +1,12 @@
 """Exercises: a stub in the notebook, a check that explains, hints in steps, a solution that is tested code.
 
-    @exercise("a", minutes=8, level=2, hints=("Which axis?", "Sum over tokens of the minimum over stand-ins."))
+    @exercise("a", minutes=8, level=2, hints=("Which axis?", "Sum over tokens of the minimum over representatives."))
     def chamfer(f, f_hat):                      # the solution; the stub in the notebook has the same name
         return ...
 
     @chamfer.check_by
     def _(answer):                              # `answer` is the learner's function
-        expect(answer(F, F), 0.0, "Every token can stand in for itself: which axis is the minimum over?")
+        expect(answer(F, F), 0.0, "Every token can represent itself: which axis is the minimum over?")
 
 A check has three outcomes: right, wrong with a sentence about the mistake, or nothing to check yet. It never raises, so
 an exercise never stops a notebook.
