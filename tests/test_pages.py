@@ -207,7 +207,7 @@ def test_the_board_in_a_browser(tmp_path, chromium):
     page.keyboard.press("Escape")
     # narrow, and in the dark: nothing sticks out, figures take the page's colours
     page.set_viewport_size({"width": 800, "height": 900})
-    assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+    page.wait_for_function("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     ground = "getComputedStyle(document.querySelector('#forest-robust .main-svg')).backgroundColor"
     assert page.evaluate(ground) == "rgb(255, 255, 255)"
     page.emulate_media(color_scheme="dark")
