@@ -206,9 +206,11 @@ def forest(verdicts: Mapping[str, Verdict], margin: float = 0.0) -> go.Figure | 
         if previous not in (None, label):
             figure.add_hline(y=at[label, saving] + 0.5, line=dict(color="#cccccc", width=1))
         previous = label
-    figure.update_layout(template=TEMPLATE, hovermode="closest", height=118 + 30 * len(places), showlegend=True,
-                         margin=dict(l=20, r=16, t=12, b=92), legend=_LEGEND)
-    figure.update_xaxes(title=dict(text="difference in top-1, points", standoff=8, font_size=14), zeroline=False)
+    figure.update_layout(template=TEMPLATE, hovermode="closest", height=132 + 30 * len(places), showlegend=True,
+                         margin=dict(l=20, r=16, t=54, b=64), legend=_LEGEND)
+    # the axis on top: below, a legend that wraps on a narrow page would run into its title
+    figure.update_xaxes(title=dict(text="difference in top-1, points", standoff=8, font_size=14), zeroline=False,
+                        side="top")
     figure.update_yaxes(tickvals=list(at.values()), ticktext=ticks, range=[0.6 - len(places), 0.6], automargin=True,
                         showgrid=False, tickfont_size=13, ticks="")
     return figure
