@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenpool.cli import weights
 from tokenpool.train import Stop
 
 _EPILOG = """examples:
@@ -24,6 +25,7 @@ _EPILOG = """examples:
   tokenpool plan fig3 --preset imagenet50          the runs of a figure, one command a line
   tokenpool report                                 the board of everything measured so far
   tokenpool bench                                  is the saving in computations a saving in time? four minutes
+  tokenpool weights vits14                         a ViT-S/14 for 224 px photographs, without a model hub
   tokenpool export pebbles_vit --saving 0.42 --out model.onnx
   tokenpool explore                                the course's explorers in the browser, without code
 
@@ -164,6 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     _export_options(file)
     file.set_defaults(run=_export)
 
+    weights.add(commands)
+
     page = commands.add_parser("explore", help="the explorers of the course as a page without code, in the browser",
                                description="Serve the explorers of the course as a page without code, to this machine "
                                            "only. Ctrl-C ends it.")
@@ -276,7 +280,7 @@ def _export(args: argparse.Namespace) -> None:
 
     import tokenpool as tp
     from tokenpool.data.datasets import open_data
-    from tokenpool.data.weights import SHIPPED, load_model
+    from tokenpool.data.weights import SHIPPED, WITH_WEIGHTS, load_model
     from tokenpool.measure import export
     from tokenpool.models.published import NAMED
     export.check_path(args.out)
@@ -293,7 +297,7 @@ def _export(args: argparse.Namespace) -> None:
         embed = pooled.vit.patch_embed
         images = torch.randn(16, embed.proj.in_channels, *embed.img_size, generator=torch.Generator().manual_seed(0))
         said = "random images"
-        if args.checkpoint is None and not args.pretrained and ":" not in args.model:
+        if args.checkpoint is None and not args.pretrained and ":" not in args.model and args.model not in WITH_WEIGHTS:
             print(f"{args.model} has random weights: add --pretrained or --checkpoint FILE for a model of use.")
     about = {"tokenpool": tp.__version__, "model": args.model, "pooling": pooled.extra_repr()}
     export.save(export.trace(pooled), args.out, about)
@@ -457,13 +461,13 @@ def _progress():
 def _to_measure(args: argparse.Namespace) -> tuple:
     """The model and the images, or why they cannot be measured."""
     from tokenpool.data.datasets import open_data
-    from tokenpool.data.weights import SHIPPED
+    from tokenpool.data.weights import WITH_WEIGHTS
     from tokenpool.models.vit import PooledViT
     from tokenpool.train.jobs import open_model
     from tokenpool.train.recipe import PRESETS
     model = open_model(args.model, args.checkpoint, args.pretrained)
     PooledViT(model)                       # refuses what cannot be pooled, before anything is read
-    comes_with_weights = args.model == SHIPPED or ":" in args.model or args.model.split("/")[0] in PRESETS
+    comes_with_weights = args.model in WITH_WEIGHTS or ":" in args.model or args.model.split("/")[0] in PRESETS
     if not comes_with_weights and args.checkpoint is None and not args.pretrained:
         raise ValueError(f"{args.model} would have random weights, and every accuracy would be chance. "
                          "Add --pretrained or --checkpoint FILE.")

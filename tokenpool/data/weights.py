@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tokenpool.core.methods import one_of
+from tokenpool.data import vits14
 
 SHIPPED = "pebbles_vit"
+#: models that `load_model` gives trained weights without being asked
+WITH_WEIGHTS = (SHIPPED, "vits14")
 
 
 def data_folder() -> Path:
@@ -40,14 +43,17 @@ def shipped_weights(name: str = f"{SHIPPED}/model.safetensors") -> Path:
     return path
 
 
-def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: bool = False) -> nn.Module:
+def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: bool = False,
+               image_size: int | None = None) -> nn.Module:
     """A timm model by name, in evaluation mode, with the weights asked for.
 
     Args:
-        name: any timm model name, pebbles_vit, deit_e252_patch16_224, deit_e318_patch16_224, or timm's
+        name: any timm model name, pebbles_vit, vits14, deit_e252_patch16_224, deit_e318_patch16_224, or timm's
             "local-dir:FOLDER" and "hf-hub:USER/NAME", which bring their weights.
-        checkpoint: .safetensors or .pth file. None: the shipped weights for pebbles_vit, else random ones.
+        checkpoint: .safetensors or .pth file. None: the shipped weights for pebbles_vit, those that
+            `tokenpool weights vits14` fetched for vits14, else random ones.
         pretrained: timm's public weights, from its cache or the network.
+        image_size: side of the images in pixels; None: the model's own. Position embeddings are resampled.
 
     Raises:
         ValueError: an unknown name, or a checkpoint that is damaged or of another model.
@@ -61,7 +67,7 @@ def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: 
                          "Use local-dir:FOLDER or hf-hub:USER/NAME.")
     fetch = checkpoint is None and (pretrained or bool(colon))
     try:
-        model = timm.create_model(name, pretrained=fetch)
+        model = timm.create_model(name, pretrained=fetch, **({"img_size": image_size} if image_size else {}))
     except Exception as error:      # the hub's client, its HTTP library and timm each raise their own
         if not fetch:
             raise
@@ -75,6 +81,9 @@ def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: 
         checkpoint = shipped_weights()
     if checkpoint is not None:
         load_into(model, name, Path(checkpoint))
+    elif name == "vits14":
+        head = {f"head.{k}": v for k, v in load_file(shipped_weights("vits14/head.safetensors")).items()}
+        model.load_state_dict(vits14.backbone(model.patch_embed.img_size[0]) | head)
     return model.eval()
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import VisionTransformer, register_model
+from timm.models.vision_transformer import vit_small_patch14_dinov2
 
 
 @register_model
@@ -31,6 +33,19 @@ def pebbles_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     _no_public_weights("pebbles_vit", pretrained)
     shape: dict[str, Any] = dict(img_size=64, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=30)
     return VisionTransformer(**(shape | _clean(kwargs)))
+
+
+@register_model
+def vits14(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """ViT-S/14 in DINOv2's layout: 224 x 224 pixels, 256 tokens, 12 blocks, width 384; a head for ten dog breeds.
+
+    `tokenpool.data.weights.load_model("vits14")` gives it its weights; data/README.md says where they are from.
+    """
+    _no_public_weights("vits14", pretrained)
+    images = dict(input_size=(3, 224, 224), crop_pct=1.0, interpolation="bicubic", num_classes=10,
+                  mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+    shape: dict[str, Any] = dict(img_size=224, num_classes=10)
+    return vit_small_patch14_dinov2(pretrained_cfg=images, **(shape | _clean(kwargs)))
 
 
 def _deit(pretrained: bool, kwargs: dict[str, Any], **width: int) -> VisionTransformer:
