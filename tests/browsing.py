@@ -28,7 +28,7 @@ def watched(chromium, height=1000):
 
 def press(page, control, explorer, name):
     """Move a control by key on the page, and the same way in this process."""
-    spec, before = explorer.specs[name], explorer.values()[name]
+    spec, before = explorer.controls[name], explorer.values()[name]
     control.focus()
     if isinstance(spec, Number):
         back = before + spec.step > spec.high

@@ -119,10 +119,10 @@ def test_all_explorers_on_one_page_by_keyboard(url, page):
         explorer = Lab(number).explore()
         wait_for_words(page, explorer, "#rendered_cells")
         page.locator(".js-plotly-plot .main-svg").locator("visible=true").first.wait_for(timeout=20_000)
-        for spec in explorer.specs.values():
+        for spec in explorer.controls.values():
             assert named(page, spec).is_visible(), spec.label
-        moved = next((n for n, s in explorer.specs.items() if isinstance(s, Number)), next(iter(explorer.specs)))
-        press(page, named(page, explorer.specs[moved]), explorer, moved)
+        moved = next((n for n, s in explorer.controls.items() if isinstance(s, Number)), next(iter(explorer.controls)))
+        press(page, named(page, explorer.controls[moved]), explorer, moved)
         assert explorer.error is None, explorer.words
         wait_for_words(page, explorer, "#rendered_cells")
         for width in (800, 1280):

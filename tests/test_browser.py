@@ -121,7 +121,7 @@ def move_everything(page, number):
     """Every control of a notebook's explorer, by key: the page says what the explorer says here."""
     explorer = Lab(number).explore()
     wait_for_words(page, explorer, WORDS)
-    for name, spec in explorer.specs.items():
+    for name, spec in explorer.controls.items():
         control = page.get_by_label(spec.label, exact=True).first
         control.scroll_into_view_if_needed()
         press(page, control, explorer, name)

@@ -173,9 +173,51 @@ def test_nan_stops_with_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
     assert len(said.strip().splitlines()) == 1
 
 
+def former_names(tree):
+    """What a version wrote that said `start` and `pictures`."""
+    old = {"init": "start", "images": "pictures"}
+    return {old.get(k, k): former_names(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+
+def test_a_finished_run_of_an_earlier_version_is_recognised(tmp_path):
+    """Cards that ship were written by it: the same job has the same folder, and is not run again."""
+    for file in sorted((ROOT / "data" / "runs").glob("*.cards.json")):
+        for card in json.loads(file.read_text()):
+            assert former_names(card["identity"]) == card["identity"]
+            job = Job(**{"init" if k == "start" else k: v for k, v in card["identity"]["job"].items()})
+            assert job.name == card["run"]
+            folder = tmp_path / job.preset / job.name
+            folder.mkdir(parents=True)
+            (folder / "card.json").write_text(json.dumps(card))
+            said = []
+            assert jobs.run(job, tmp_path, say=said.append) == []
+            assert said == [f"finished already: {folder}"]
+    card["identity"]["job"]["start"] = "random"
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="holds a finished run with another recipe"):
+        jobs.run(job, tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path, monkeypatch):
+    identity = {"job": {"init": "top_k"}, "images": None}
+
+    def part(written, until):
+        return loop.fit(tp.PooledViT(tiny_vit()), feed_of(RECIPE, tmp_path), RECIPE, tmp_path / "run", written,
+                        tensorboard=False, cpu=True, max_steps=until)
+
+    part(former_names(identity), 2)
+    assert load_step(tmp_path / "run") == 2
+    original, steps = loop._seed, []
+    monkeypatch.setattr(loop, "_seed", lambda seed, step, *rest: (steps.append(step), original(seed, step, *rest)))
+    part(identity, 3)
+    assert set(steps) == {2}
+    with pytest.raises(ValueError, match="holds another run: init is 'top_k' there, and 'random' here"):
+        part(identity | {"job": {"init": "random"}}, 4)
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path):
     fit(tmp_path / "run", tmp_path, checkpoint_steps=2, max_steps=3)
-    with pytest.raises(ValueError, match=r"holds another run: lr is 0\.001 there, 0\.1 was asked for"):
+    with pytest.raises(ValueError, match=r"holds another run: lr is 0\.001 there, and 0\.1 here"):
         fit(tmp_path / "run", tmp_path, replace(RECIPE, lr=0.1))
 
 
@@ -211,7 +253,7 @@ def test_reading_processes_change_nothing():
         assert torch.equal(a[1], b[1])
 
 
-def test_drawing_for_a_image_leaves_the_global_generators_alone():
+def test_drawing_for_an_image_leaves_the_global_generators_alone():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     with loader.seeded(1, "x"):
         first = random.random(), np.random.rand(), torch.rand(1).item()
@@ -294,7 +336,7 @@ def test_a_killed_worker_ends_the_job_with_one_clear_sentence_and_one_process_go
     said = job.communicate(timeout=120)[0]
     assert job.returncode != 0
     assert "tokenpool: Another process of this job ended, so this one stops." in said
-    assert "start the same command again" in said
+    assert "Type the same command again to resume" in said
     step = load_step(folder)
     assert 0 < step < 64
     alone = start(command)
@@ -443,9 +485,9 @@ def test_every_planned_command_runs_the_job_it_stands_for(preset, monkeypatch, c
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
-    (["finetune"], "Give --saving 0.42 or --schedule NAME"),
+    (["finetune"], "Type either --saving 0.42 or --schedule NAME"),
     (["finetune", "--system", "wk_medoid", "--saving", "0.4"], "Did you mean 'wk_medoids'"),
-    (["finetune", "--system", "top_k", "--start", "random", "--saving", "0.4"], "top_k does not start anywhere"),
+    (["finetune", "--system", "top_k", "--init", "random", "--saving", "0.4"], "top_k has no initialisation"),
     (["finetune", "--saving", "42"], "--saving 42.0 is not a share"),
     (["finetune", "--saving", "0.4", "--set", "epoch=3"], "Did you mean 'epochs'"),
     (["finetune", "--saving", "0.4", "--set", "epochs=many"], "epochs='many' is not a number"),
@@ -457,7 +499,7 @@ def test_every_planned_command_runs_the_job_it_stands_for(preset, monkeypatch, c
     (["train", "--model", "xl"], "Use --model vit"),
     (["train", "--preset", "imagenet50", "--data", "nowhere"], "No data called 'nowhere'"),
     (["train", "--preset", "imagenet50"], "Say where they are with --data FOLDER"),
-    (["search", "--penalty", "0"], "shortens nothing"),
+    (["search", "--penalty", "0"], "--penalty 0.0 removes no tokens"),
     (["train", "--qk", "r3"], "Unknown reading 'r3'"),
     (["plan", "fig7"], "needs no training"),
     (["plan", "fig99"], "Unknown figure '99'"),

@@ -1,5 +1,5 @@
-"""Everything with files and clocks: images, training, measuring, rows, figures, pages."""
+"""The three steps of the protocol: train a base model, search for K per layer, finetune with pooling."""
 
 
 class Stop(Exception):
-    """A run that cannot go on; its text says why and what to do."""
+    """A run that cannot continue. The text says why, and what to do."""

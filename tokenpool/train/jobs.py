@@ -1,9 +1,9 @@
-"""Run a job: build the system, train it, measure it, and leave a folder that says everything.
+"""Run a job: build the system, train it, measure it, and keep everything about it in one folder.
 
     results/imagenet50_cpu/finetune-ti-wk_medoids-top_k-save42-s0/
-        rows.csv             the measurements, untouched and finetuned: what the board reads
-        card.json            command, recipe, commit, device, versions, time, last line of the log
-        metrics.csv          loss, rate, speed by step        model.safetensors   weights, half precision
+        rows.csv             the measurements without and with finetuning, for the board
+        card.json            command, recipe, commit, device, versions, time, a short log
+        metrics.csv          loss, rate and speed by step     model.safetensors   weights in half precision
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from tokenpool.models.attention import normalise_qk
 from tokenpool.models.baselines import ConvolutionViT, DynamicViT, PatchMergerViT
 from tokenpool.models.published import options_of
 from tokenpool.models.vit import PooledViT, macs
-from tokenpool.train.loader import open_train
+from tokenpool.train.loader import Feed, StreamFeed, open_train
 from tokenpool.train.loop import CHECKPOINT, Tell, fit, seconds_spent
-from tokenpool.train.recipe import PRESETS, Job, Preset, Recipe, load_preset
+from tokenpool.train.recipe import PRESETS, Job, Preset, Recipe, load_preset, stored_identity
 from tokenpool.train.schedules import load_schedule, save_schedule
 from tokenpool.train.soft_masks import SoftMaskViT
 
@@ -44,15 +44,14 @@ def build_base(preset: Preset, job: Job) -> nn.Module:
     if job.model not in preset.models:
         raise ValueError(f"Preset {preset.name} has no model {job.model!r}. Use --model {' or '.join(preset.models)}.")
     name, options = preset.models[job.model]
-    recipe = preset.recipe(job.step)
     torch.manual_seed(job.seed)
-    vit = timm.create_model(name, **options, drop_path_rate=recipe.drop_path)
+    vit = timm.create_model(name, **options, drop_path_rate=preset.recipe(job.step).drop_path)
     return normalise_qk(vit, job.qk, job.alpha == "learned") if job.qk else vit
 
 
 def open_model(name: str, checkpoint: Path | None = None, pretrained: bool = False,
                results: Path = Path("results")) -> nn.Module:
-    """`load_model`, and by "PRESET/MODEL" the base model of a preset, with the weights that ship or were trained."""
+    """`load_model`; "PRESET/MODEL" is the base model of a preset with its trained or shipped weights."""
     preset_name, slash, model = name.partition("/")
     if not slash or preset_name not in PRESETS:
         return load_model(name, checkpoint, pretrained)
@@ -63,7 +62,7 @@ def open_model(name: str, checkpoint: Path | None = None, pretrained: bool = Fal
 
 
 def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:
-    """What is trained: the ViT with a downsampler in it."""
+    """The module to train: the ViT with its way of removing tokens."""
     if job.step == "search":
         return SoftMaskViT(vit, penalty=job.penalty)
     if job.step == "base" or job.system == "plain":
@@ -80,7 +79,7 @@ def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:
 
 
 def base_weights(preset: Preset, job: Job, results: Path) -> Path:
-    """Where the base model's weights are: among the results, else among what ships."""
+    """The weights of the base model: from the results or, failing that, the shipped ones."""
     own = results / preset.name / job.base.name / "model.safetensors"
     if own.exists():
         return own
@@ -93,77 +92,70 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
         data: str | None = None, images: int | None = None, checkpoint: Path | None = None, device: str | None = None,
         tell: Tell | None = None, say: Callable[[str], None] = print, checkpoint_seconds: float = 60.0,
         checkpoint_steps: int = 0, tensorboard: bool = True, max_steps: int | None = None) -> list[Row]:
-    """Run one job to its end, or on from where it was stopped, and return its rows (none for a search).
+    """Run or resume one job and return its rows (none for a search).
 
     Args:
-        settings: recipe fields to change, as text. data: another place of the same data. images: train on fewer.
-        checkpoint: base weights from a file.
-        max_steps: a dry run of so many steps, in a folder that is thrown away; nothing is measured or kept.
+        settings: changed fields of the recipe, as text. data: where the images are. images: train on fewer.
+        checkpoint: a file with base weights.
+        max_steps: a dry run of so many steps; nothing is measured or kept.
     """
     preset = load_preset(job.preset)
     recipe = replace(preset.recipe(job.step), seed=job.seed).changed(settings or {})
     folder = results / preset.name / job.name
-    identity = {"job": asdict(job), "recipe": asdict(recipe), "images": images}
+    identity = json.loads(json.dumps({"job": asdict(job), "recipe": asdict(recipe), "images": images}))
     card_file = folder / "card.json"
     if card_file.exists():
-        card = json.loads(card_file.read_text())
-        if card["identity"] != json.loads(json.dumps(identity)):
+        if stored_identity(json.loads(card_file.read_text())["identity"]) != identity:
             raise ValueError(f"{folder} holds a finished run with another recipe. Give another --out, or delete it.")
         say(f"finished already: {folder}")
         return Results(folder / "rows.csv").rows if (folder / "rows.csv").exists() else []
 
+    main = is_main()
+    say = say if main else _silent
     vit = build_base(preset, job)
-    if job.step != "base":
+    if job.step != "base" or checkpoint is not None:
         load_into(vit, f"{preset.name}/{job.model}", checkpoint or base_weights(preset, job, results))
-    elif checkpoint is not None:
-        load_into(vit, f"{preset.name}/{job.model}", checkpoint)
     system = build_system(vit, job, results)
-    cpu = device == "cpu"
-    target = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     where = data or preset.data
     if data is None and where.startswith(".") and not Path(where).is_dir():
         raise FileNotFoundError(f"The images of preset {preset.name} are not at {where}. Say where they are with "
                                 "--data FOLDER; the README says what they are.")
-    check: Images | None = None
+    cpu = device == "cpu"
+    target = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+    check = open_data(where, vit, preset.val_images, preset.val_split) if job.step != "search" and main else None
     rows: list[Row] = []
-    main = is_main()
-    if not main:
-        say = _silent
-    if job.step != "search" and main:
-        check = open_data(where, vit, preset.val_images, preset.val_split)
-        if job.step == "finetune" and job.pools and max_steps is None:
-            # DynamicViT's predictors and convolutions are random before training: nothing to measure there
-            rows.append(_measure(system.to(target).eval(), job, preset, recipe, check, "untouched", target))
+    # not for the predictors of DynamicViT and convolutions, which are random before training
+    if check is not None and job.step == "finetune" and job.pools and max_steps is None:
+        rows.append(_measure(system.to(target), job, preset, recipe, check, "untouched", target))
     cost = macs(system)
     say(f"{job.name}: {cost}")
-    if max_steps is not None:
-        _dry_run(vit, system, where, recipe, preset, images, cpu, max_steps, say)
-        return []
 
+    def feed(count: int | None, cache: Path | None = None) -> Callable[[int, int], Feed | StreamFeed]:
+        return lambda rank, world: open_train(where, vit, recipe, preset.train_split, count, rank, world, cache)
+
+    if max_steps is not None:
+        _dry_run(system, feed(images), recipe, cpu, max_steps, say)
+        return []
     count = images or (preset.train_images if job.step == "base" else preset.finetune_images)
-    cache = results / "cache"
-    system = fit(system,
-                 lambda rank, world: open_train(where, vit, recipe, preset.train_split, count, rank, world, cache),
-                 recipe, folder, identity, tell=tell, checkpoint_seconds=checkpoint_seconds,
-                 checkpoint_steps=checkpoint_steps, tensorboard=tensorboard, cpu=cpu)
+    system = fit(system, feed(count, results / "cache"), recipe, folder, identity, tell=tell,
+                 checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps, tensorboard=tensorboard,
+                 cpu=cpu)
     if not main:
         return rows
-    weights = folder / "model.safetensors"
     state = {k: v.detach().half().cpu().contiguous() for k, v in system.state_dict().items()}
-    system.load_state_dict({k: v.float() for k, v in state.items()})          # measured is what a user will load
-    with replace_file(weights) as temporary:
+    system.load_state_dict({k: v.float() for k, v in state.items()})          # measure what a user will load
+    with replace_file(folder / "model.safetensors") as temporary:
         save_file(state, temporary)
     card = {"run": job.name, "command": job.command(), "identity": identity, "macs": str(cost),
             "seconds": round(seconds_spent(folder)), "device": device_name(str(target)),
-            "threads": torch.get_num_threads(), "processes": _world(), **provenance(),
+            "threads": torch.get_num_threads(), "processes": int(os.environ.get("WORLD_SIZE", "1")), **provenance(),
             "platform": platform.platform(), "log": _short_log(folder / "metrics.csv")}
-    if job.step == "search":
+    if check is None:
         card["schedule"] = save_schedule(folder, job, system)
         say(f"K after each block: {' '.join(map(str, card['schedule']['tokens']))}   saved as {job.name}")
     else:
-        assert check is not None
-        rows.append(_measure(system, job, preset, recipe, check, "finetuned" if job.step == "finetune" else "base",
-                             target))
+        stage = "finetuned" if job.step == "finetune" else "base"
+        rows.append(_measure(system, job, preset, recipe, check, stage, target))
         card["top1"] = rows[-1].top1
         (folder / "rows.csv").unlink(missing_ok=True)
         store = Results(folder / "rows.csv")
@@ -172,26 +164,23 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
             say(f"{row.stage}: top-1 {100 * row.top1:.1f} % ({100 * row.top1_low:.1f} to {100 * row.top1_high:.1f})")
     with replace_file(card_file) as temporary:
         temporary.write_text(json.dumps(card, indent=1) + "\n")
-    # with what a kill in the middle of writing one has left
+    # and a part of a checkpoint that a kill may have left
     for done in (folder / CHECKPOINT, *folder.glob(f".{CHECKPOINT}.*.part")):
         done.unlink(missing_ok=True)
     return rows
 
 
-def _dry_run(vit: nn.Module, system: Any, where: str, recipe: Recipe, preset: Preset, images: int | None,
-             cpu: bool, steps: int, say: Callable[[str], None]) -> None:
-    """One batch read and one step taken, as the real run would: what is wrong shows now and not after a day."""
+def _dry_run(system: Any, feed: Callable[[int, int], Feed | StreamFeed], recipe: Recipe, cpu: bool, steps: int,
+             say: Callable[[str], None]) -> None:
+    """Read images and train as the real run would, so that errors show now and not after a day."""
     shapes: list[str] = []
-    system.register_forward_pre_hook(lambda module, args: shapes.append(str(tuple(args[0].shape))))
+    system.register_forward_pre_hook(lambda module, args: shapes.append(f" on images {tuple(args[0].shape)}"))
     with tempfile.TemporaryDirectory() as folder:
-        fit(system, lambda rank, world: open_train(where, vit, recipe, preset.train_split, images, rank, world),
-            recipe, Path(folder), {}, tensorboard=False, cpu=cpu, max_steps=steps)
-        if not is_main():
-            return
-        with (Path(folder) / "metrics.csv").open(newline="") as file:
-            last = list(csv.DictReader(file))[-1]
-    seen = f" on images {shapes[0]}" if shapes else ""
-    say(f"dry run: {steps} step{seen}, loss {float(last['loss']):.3f}; nothing was kept")
+        fit(system, feed, recipe, Path(folder), {}, tensorboard=False, cpu=cpu, max_steps=steps)
+        if is_main():
+            with (Path(folder) / "metrics.csv").open(newline="") as file:
+                loss = float(list(csv.DictReader(file))[-1]["loss"])
+            say(f"dry run: {steps} step{''.join(shapes[:1])}, loss {loss:.3f}; nothing was kept")
 
 
 def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Images, stage: str,
@@ -215,20 +204,16 @@ def _measure(system: Any, job: Job, preset: Preset, recipe: Recipe, check: Image
 
 
 def _short_log(metrics: Path, lines: int = 12) -> list[str]:
-    """The header and a dozen lines of metrics.csv, the last one among them."""
+    """The header of metrics.csv and at most a dozen of its lines, including the last."""
     head, *rest = metrics.read_text().splitlines()
     step = -(-len(rest) // lines)
     return [head, *rest[::-1][::step][::-1]]
 
 
 def _silent(text: str) -> None:
-    """What other processes than the first say."""
+    """What all processes but the first one say."""
 
 
 def is_main() -> bool:
-    """Whether this is the one process, or the first of several; known before they have met."""
+    """Whether this is the first of several processes, or the only one; known before they connect."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,8 +1,8 @@
-"""Images to learn from, so that a stopped run can go on in the middle of an epoch and many processes can share one.
+"""Training images. A stopped run can resume in the middle of an epoch, and several processes can share one.
 
-Which images step s uses, in which order and how each is augmented is a function of (seed, step) alone: nothing about
-the loader has to be saved, and two processes see together what one process with the doubled batch sees. Streams
-(WebDataset, Hugging Face) are dealt out by timm's readers instead: a resumed epoch reads past what it has seen.
+The images of a step, their order and their augmentation depend on (seed, step) alone. So the loader has no state to
+save, and two processes together see what one process with twice the batch would. Streams (WebDataset, Hugging Face) are
+different: timm's readers distribute them, and a resumed epoch skips what it has already read.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from tokenpool.data.files import replace_file
 from tokenpool.data.pebbles import Pebbles
 from tokenpool.train.recipe import Recipe
 
-TRAIN_SEED = 1                      # of the pebbles; 2 checks, 3 measures, 4 is painted
+TRAIN_SEED = 1                      # of the pebbles; 2 is for validation, 3 for measurements, 4 for figures
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit number out of anything with a repr, the same on every machine."""
+    """A 63-bit number from anything with a repr, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 @contextmanager
 def seeded(*parts: object) -> Iterator[None]:
-    """All three global generators as if nothing had been drawn before; afterwards they are as they were.
+    """Seed the three global generators, and restore their states afterwards.
 
-    torchvision and timm draw from them, so this is the one way to make their augmentation repeatable.
+    torchvision and timm draw from them, so only this makes their augmentation repeatable.
     """
     number = seed_of(*parts)
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before, before_numpy, before_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.random.default_generator.manual_seed(number)
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        random.setstate(before)
+        np.random.set_state(before_numpy)
+        torch.set_rng_state(before_torch)
 
 
 class TrainImages(Dataset):
-    """Items by key (epoch, index, copy): the same key gives the same augmented image, whoever asks."""
+    """Items by key (epoch, index, copy): the same key gives the same augmented image in every process."""
 
     def __init__(self, source: Any, transform: Any, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
@@ -68,26 +68,26 @@ class TrainImages(Dataset):
 
 
 class Feed:
-    """Batches of a data set with random access, from any step on."""
+    """Batches of a data set with random access, starting at any step."""
 
     def __init__(self, data: TrainImages, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
         self.data, self.recipe, self.rank, self.world = data, recipe, rank, world
         self.part = _part(recipe, world)
         if len(data) < recipe.batch_size:
             raise ValueError(f"{len(data)} images do not fill a batch of {recipe.batch_size}. "
-                             f"Use --set batch_size={max(1, len(data) // 4)} or more images.")
+                             f"Type --set batch_size={max(1, len(data) // 4)}, or use more images.")
         self.steps_per_epoch = len(data) // recipe.batch_size
 
     def _keys(self, epoch: int) -> list[tuple[int, int, int]]:
         rng = np.random.Generator(np.random.Philox(key=[seed_of(self.recipe.seed, "order"), epoch]))
         order = rng.permutation(len(self.data))
         repeats = self.recipe.repeats
-        if repeats > 1:                                    # DeiT: copies side by side, the epoch no longer than before
+        if repeats > 1:                                    # DeiT: copies side by side, in epochs of the same length
             order = order.repeat(repeats)[:len(self.data)]
         return [(epoch, int(index), place % repeats) for place, index in enumerate(order)]
 
     def micro_batches(self, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """`accumulate` parts for every step, this process's share, without end."""
+        """The share of this process in `accumulate` parts for every step, without end."""
         accumulate, batch = self.recipe.accumulate, self.recipe.batch_size
 
         def plan() -> Iterator[list[tuple[int, int, int]]]:
@@ -98,8 +98,8 @@ class Feed:
                     keys, epoch_of_keys = self._keys(epoch), epoch
                 whole = keys[within * batch:(within + 1) * batch]
                 for piece in range(accumulate):
-                    init = (piece * self.world + self.rank) * self.part
-                    yield whole[init:init + self.part]
+                    at = (piece * self.world + self.rank) * self.part
+                    yield whole[at:at + self.part]
                 step += 1
 
         workers = self.recipe.workers
@@ -109,21 +109,21 @@ class Feed:
 
 
 class StreamFeed:
-    """Batches of a stream that timm's reader deals out to processes and workers."""
+    """Batches of a stream that timm's reader distributes to processes and workers."""
 
     def __init__(self, data: Any, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
         self.data, self.recipe, self.rank = data, recipe, rank
         self.part = _part(recipe, world)
-        images = len(data)
-        self.steps_per_epoch = images // recipe.batch_size
+        self.steps_per_epoch = len(data) // recipe.batch_size
         if self.steps_per_epoch < 1:
-            raise ValueError(f"The stream's {images} images do not fill a batch of {recipe.batch_size}.")
+            raise ValueError(f"The {len(data)} images of the stream do not fill a batch of {recipe.batch_size}. "
+                             "Use a smaller --set batch_size.")
 
     def micro_batches(self, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, within = divmod(first_step, self.steps_per_epoch)
         while True:
             self.data.set_epoch(epoch)
-            with seeded(self.recipe.seed, "stream", epoch, self.rank):     # shuffling; workers derive theirs from it
+            with seeded(self.recipe.seed, "stream", epoch, self.rank):     # for shuffling, in workers too
                 loader = DataLoader(_Epoch(self.data, self.recipe.seed, epoch, self.rank), batch_size=self.part,
                                     num_workers=self.recipe.workers, drop_last=True)
                 batches = iter(loader)
@@ -132,15 +132,15 @@ class StreamFeed:
                 batch = next(batches, None)
                 if batch is None:
                     raise ValueError(f"The stream ended after {number} of {wanted} batches of epoch {epoch + 1}. "
-                                     "Its stated number of images is too large, or there are fewer shards than "
-                                     "reading processes.")
+                                     "Its stated number of images is too large, or it has fewer shards than reading "
+                                     "processes.")
                 if number >= within * self.recipe.accumulate:
                     yield batch
             epoch, within = epoch + 1, 0
 
 
 class _Epoch(IterableDataset):
-    """One epoch of a stream, each image augmented by its place in it."""
+    """One epoch of a stream. The augmentation of an image depends on its position."""
 
     def __init__(self, data: Any, seed: int, epoch: int, rank: int) -> None:
         self.data, self.key = data, (seed, epoch, rank)
@@ -164,35 +164,31 @@ def _part(recipe: Recipe, world: int) -> int:
     part, rest = divmod(recipe.batch_size, world * recipe.accumulate)
     if rest:
         raise ValueError(f"A batch of {recipe.batch_size} cannot be split evenly over {world} processes and "
-                         f"{recipe.accumulate} parts. Use --set batch_size={world * recipe.accumulate * (part + 1)}.")
+                         f"{recipe.accumulate} parts. Type --set batch_size={world * recipe.accumulate * (part + 1)}.")
     return part
 
 
 def open_train(name: str, model: nn.Module, recipe: Recipe, split: str = "train", count: int | None = None,
                rank: int = 0, world: int = 1, cache: Path | None = None) -> Feed | StreamFeed:
-    """Images by name, as `open_data` knows them, augmented by the recipe.
+    """Images by the names of `open_data`, augmented as the recipe says.
 
     Args:
         model: a timm model; its configuration gives size, mean and std.
-        count: only so many, spread over the data.
-        cache: folder for drawn pebbles, which take longer to draw than to read.
+        count: use only so many, spread over the data.
+        cache: a folder for the pebbles, which take longer to draw than to read.
     """
+    transform = _augment_pebbles if recipe.augment == "pebbles" else _timm_transform(model, recipe)
     if name == "pebbles":
-        size = model.patch_embed.img_size[0]
-        source: Any = _Drawn(count or 40_000, size, cache)
+        source: Any = _Drawn(count or 40_000, model.patch_embed.img_size[0], cache)
     else:
         source = datasets.find(name, split, None, batch_size=recipe.batch_size // world, training=True,
                                seed=recipe.seed)
-    if recipe.augment == "pebbles":
-        transform: Any = _augment_pebbles
-    else:
-        transform = _timm_transform(model, recipe)
     if isinstance(source, IterableDataset):
         if count is not None:
-            raise ValueError("A stream cannot be cut short by a number of images. Name fewer shards.")
+            raise ValueError("A stream cannot be limited to a number of images. Name fewer shards.")
         source.transform = transform
         return StreamFeed(source, recipe, rank, world)
-    if name != "pebbles" and count is not None and count < len(source):
+    if count is not None and count < len(source):
         source = torch.utils.data.Subset(source, datasets.spread(len(source), count))
     return Feed(TrainImages(source, transform, recipe.seed), recipe, rank, world)
 
@@ -206,11 +202,21 @@ def _timm_transform(model: nn.Module, recipe: Recipe) -> Any:
                             interpolation="bicubic", mean=config["mean"], std=config["std"])
 
 
-# ---- pebbles: drawn once, kept in a file that all runs share ----
+# ---- pebbles: drawn once, kept in two files that all runs share ----
 
 class _Drawn(Dataset):
     def __init__(self, count: int, size: int, cache: Path | None) -> None:
-        self.images, self.labels = _draw_or_read(count, size, cache)
+        path = (cache or Path()) / f"pebbles-{TRAIN_SEED}-{size}-{count}.npy"
+        labels = path.with_suffix(".labels.npy")
+        if cache is not None and path.exists() and labels.exists():
+            self.images, self.labels = np.load(path, mmap_mode="r"), np.load(labels)
+            return
+        self.images, self.labels, _ = Pebbles(seed=TRAIN_SEED, size=size).batch(range(count))
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+            for file, array in ((labels, self.labels), (path, self.images)):
+                with replace_file(file) as temporary, temporary.open("wb") as out:
+                    np.save(out, array)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -219,25 +225,10 @@ class _Drawn(Dataset):
         return self.images[index], int(self.labels[index])
 
 
-def _draw_or_read(count: int, size: int, cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    scenes = Pebbles(seed=TRAIN_SEED, size=size)
-    file = None if cache is None else cache / f"pebbles-{TRAIN_SEED}-{size}-{count}.npy"
-    labels = file.with_suffix(".labels.npy") if file else None
-    if file is not None and labels is not None and file.exists() and labels.exists():
-        return np.load(file, mmap_mode="r"), np.load(labels)
-    images, truth, _ = scenes.batch(range(count))
-    if file is not None and labels is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for path, array in ((labels, truth), (file, images)):
-            with replace_file(path) as temporary, temporary.open("wb") as out:
-                np.save(out, array)
-    return images, truth
-
-
 def _augment_pebbles(image: np.ndarray, shift: int = 4) -> Tensor:
-    """Colour channels in a random order, a negative half of the time, moved by up to `shift` pixels; scaled to +-1.
+    """Colour channels in random order, inverted half of the time, moved by up to `shift` pixels; scaled to +-1.
 
-    None of these changes a material, so none changes the label. A mirror image would: diagonal stripes would turn.
+    None of these changes a material, so none changes the label. A mirror image would: it turns diagonal stripes.
     """
     order, negative = np.random.permutation(3), np.random.randint(2)
     dy, dx = np.random.randint(-shift, shift + 1, 2)

@@ -1,10 +1,10 @@
-"""The one training loop: base models, the search for K, finetuning with any system. On Hugging Face Accelerate.
+"""The training loop for base models, the search for K and finetuning, on Hugging Face Accelerate.
 
-    fit(system, feed, recipe, folder)           # one process, or as many as torchrun or accelerate launch started
+    fit(system, feed, recipe, folder, identity)     # one process, or all that torchrun or accelerate launch started
 
-Every step is a function of the weights, the optimiser's state and (seed, step): the images, their augmentation and
-the drop path are drawn from that alone. So a checkpoint holds tensors and a step number, and a run that was killed goes
-on to the same result, bit for bit on a CPU.
+A step depends only on the weights, the state of the optimiser and (seed, step), which decide the images, their
+augmentation and the drop path. So a checkpoint holds tensors and a step number, and a run that was killed resumes and
+ends with the same result, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from torch import Tensor, nn
 from tokenpool.data.files import replace_file
 from tokenpool.train import Stop
 from tokenpool.train.loader import Feed, StreamFeed, seed_of
-from tokenpool.train.recipe import Recipe
+from tokenpool.train.recipe import Recipe, stored_identity
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = ("step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "seconds")
-LOG_EVERY = 20                       # steps between two lines of metrics; a GPU is waited for only then
+LOG_EVERY = 20                       # steps between two lines of metrics: the only time that the loop waits for a GPU
 
 Tell = Callable[[str, int, int], None]
 
 
 class Objective(nn.Module):
-    """A system and its loss in one module, so that data-parallel wrappers see one forward.
+    """A system and its loss in one module, because data-parallel wrappers need one forward.
 
-    A system that adds terms of its own (search, DynamicViT) has `forward_with_terms(x) -> logits, terms`.
+    Systems with further terms of the loss (search, DynamicViT) have `forward_with_terms(x) -> logits, terms`.
     """
 
     def __init__(self, system: nn.Module, criterion: nn.Module) -> None:
@@ -62,7 +62,7 @@ class Objective(nn.Module):
         terms: dict[str, Tensor] = {}
         if hasattr(self.system, "forward_with_terms"):
             logits, terms = self.system.forward_with_terms(x)
-        elif getattr(self.system, "draws", False):          # methods of chance draw anew at each step
+        elif getattr(self.system, "draws", False):          # random methods draw again at each step
             logits = self.system(x, generator=torch.Generator().manual_seed(seed))
         else:
             logits = self.system(x)
@@ -74,29 +74,28 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
         identity: dict[str, Any], *, tell: Tell | None = None, checkpoint_seconds: float = 60.0,
         checkpoint_steps: int = 0, tensorboard: bool = True, cpu: bool = False, max_steps: int | None = None
         ) -> nn.Module:
-    """Train `system` in place and return it with its final weights (the moving average, where the recipe keeps one).
+    """Train `system` in place and return it with its final weights (the moving average, if the recipe has one).
 
     Args:
         feed: (rank, world) -> the images of that process.
-        folder: metrics.csv, the checkpoint and TensorBoard's file go here; a checkpoint found here is gone on from.
-        identity: what the run is (job, recipe); a checkpoint of another run is refused.
-        tell: called with (what is going on, steps done, steps in all) on the main process.
-        checkpoint_seconds, checkpoint_steps: how often to save; steps, where given, in place of seconds.
+        folder: for metrics.csv, the checkpoint and TensorBoard's file. Resumes from a checkpoint found here.
+        identity: job and recipe of the run; a checkpoint of another run is an error.
+        tell: called in the main process with (status, steps done, all steps).
+        checkpoint_seconds, checkpoint_steps: how often to save; steps, if given, replace seconds.
         max_steps: stop early, for dry runs.
 
     Raises:
         Stop: the loss became NaN or infinite, or another process of the job ended.
-        ValueError: the folder holds another run, or a batch that cannot be split.
+        ValueError: the folder holds another run, or the batch cannot be split.
     """
     if not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(True)        # else a second call in one process could not change its precision
-    accelerator = Accelerator(mixed_precision=recipe.precision, cpu=cpu,
-                              gradient_accumulation_steps=1)     # parts of a batch are counted here, not there
-    rank, world = accelerator.process_index, accelerator.num_processes
+        AcceleratorState._reset_state(True)        # else a second call could not change the precision
+    accelerator = Accelerator(mixed_precision=recipe.precision, cpu=cpu)
+    rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     images = feed(rank, world)
     total = max(1, round(recipe.epochs * images.steps_per_epoch))
     last = total if max_steps is None else min(total, max_steps)
-    if accelerator.is_main_process:
+    if main:
         folder.mkdir(parents=True, exist_ok=True)
 
     mixes = recipe.mixup > 0 or recipe.cutmix > 0
@@ -115,20 +114,26 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
     found = accelerator.gather(torch.tensor([first], device=accelerator.device))
     if (found != first).any():
         raise ValueError(f"The processes found checkpoints at steps {sorted(set(found.tolist()))} in {folder}. "
-                         "All machines need the same folder: put --out on a shared disk.")
+                         "All machines need the same folder. Give --out a folder on a shared disk.")
     if first:
-        log.info("going on after step %d of %d", first, total)
+        log.info("resuming after step %d of %d", first, total)
     wrapped = accelerator.prepare_model(objective)
     optimizer = accelerator.prepare_optimizer(optimizer)
 
     every = checkpoint_steps
-    if world > 1 and not every:                                # clocks differ between machines; step numbers do not
+    if world > 1 and not every:                                # processes agree on steps, not on clocks
         every = max(1, images.steps_per_epoch // 4)
     started = saved = time.perf_counter()
     bad = torch.zeros((), device=accelerator.device)
     sums: dict[str, Tensor] = {}
-    with _Metrics(folder, first, tensorboard and accelerator.is_main_process, accelerator.is_main_process) as metrics, \
-            _other_process_ended(world, folder):
+
+    def save(step: int) -> None:
+        accelerator.wait_for_everyone()
+        if main:
+            saver.save(step, spent + time.perf_counter() - started)
+
+    metrics = _metrics(folder, first, tensorboard) if main else nullcontext()
+    with metrics as write, _other_process_ended(world, folder):
         parts = images.micro_batches(first)
         window, since = time.perf_counter(), first
         for step in range(first, last):
@@ -166,19 +171,16 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
                        "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm),
                        "images_per_second": (done - since) * recipe.batch_size / (now - window),
                        "seconds": spent + now - started}
-                metrics.add(row, means)
-                if tell and accelerator.is_main_process:
+                if write:
+                    write(row, means)
+                if tell and main:
                     tell(f"epoch {row['epoch']:.1f}/{recipe.epochs:g}  loss {row['loss']:.3f}  "
                          f"{row['images_per_second']:.0f} img/s", done, total)
                 window, since, sums = now, done, {}
             if due and done < last:
-                accelerator.wait_for_everyone()
-                if accelerator.is_main_process:
-                    saver.save(done, spent + time.perf_counter() - started)
+                save(done)
                 saved = time.perf_counter()
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            saver.save(last, spent + time.perf_counter() - started)
+        save(last)
         accelerator.wait_for_everyone()
     if ema is not None:
         system.load_state_dict(ema.module.state_dict())
@@ -186,20 +188,20 @@ def fit(system: nn.Module, feed: Callable[[int, int], Feed | StreamFeed], recipe
 
 
 def seconds_spent(folder: Path) -> float:
-    """Training time of a run so far, read from its checkpoint."""
+    """Training time of a run, from its checkpoint."""
     with safe_open(folder / CHECKPOINT, "pt") as file:
         return float(file.metadata()["seconds"])
 
 
 def _seed(seed: int, step: int, piece: int, rank: int) -> None:
-    """Drop path, mixup and the like draw from these; processes must not draw alike."""
+    """Seed drop path and mixup, differently in every process."""
     number = seed_of(seed, step, piece, rank)
     torch.manual_seed(number)
     np.random.seed(number % 2**32)
 
 
 def _parameter_groups(system: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Biases, norms and what timm exempts do not decay; soft masks have a rate of their own and do not decay."""
+    """Biases, norms and what timm exempts do not decay; soft masks do not decay and have their own rate."""
     exempt = system.no_weight_decay() if hasattr(system, "no_weight_decay") else ()
     groups = param_groups_weight_decay(system, recipe.weight_decay, no_weight_decay_list=exempt)
     masks = {id(p) for p in system.mask_parameters()} if hasattr(system, "mask_parameters") else set()
@@ -231,17 +233,17 @@ class _Checkpoint:
         with replace_file(self.path) as temporary:
             save_file(tensors, temporary, about)
             with temporary.open("rb") as file:
-                os.fsync(file.fileno())                    # else a power cut could leave the new name on no data
+                os.fsync(file.fileno())                    # else a power cut could leave an empty file
         self.step = step
 
     def load(self) -> tuple[int, float]:
-        """Take up what is saved; returns (steps done, seconds spent), zeros where nothing is."""
+        """Restore everything from the file, if there is one; returns (steps done, seconds spent)."""
         if not self.path.exists():
             return 0, 0.0
         with safe_open(self.path, "pt") as file:
             about = file.metadata()
-            if json.loads(about["identity"]) != json.loads(json.dumps(self.identity)):
-                differs = _difference(about["identity"], self.identity)
+            differs = _difference(stored_identity(json.loads(about["identity"])), self.identity)
+            if differs:
                 raise ValueError(f"{self.path.parent} holds another run: {differs}. "
                                  "Give another folder with --out, or delete that one.")
             tensors = {k: file.get_tensor(k) for k in file.keys()}       # noqa: SIM118  (not a dict)
@@ -257,19 +259,19 @@ class _Checkpoint:
 
 
 def _part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _difference(stored: str, wanted: dict[str, Any]) -> str:
-    """The first setting in which two runs differ, in words."""
-    def flat(tree: Any, path: str = "") -> dict[str, Any]:
-        if isinstance(tree, dict):
-            return {k: v for key, sub in tree.items() for k, v in flat(sub, key).items()}
-        return {path: tree}
-
-    old, new = flat(json.loads(stored)), flat(json.loads(json.dumps(wanted)))
-    key = next(k for k in [*new, *old] if old.get(k) != new.get(k))
-    return f"{key} is {old.get(key)!r} there, {new.get(key)!r} was asked for"
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first setting in which two runs differ, in words; "" for the same run."""
+    for key in {**new, **old}:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if differs := _difference(a, b):
+                return differs
+        elif a != b:
+            return f"{key} is {a!r} there, and {b!r} here"
+    return ""
 
 
 def _nan_message(folder: Path, recipe: Recipe, step: int, saved: int) -> str:
@@ -281,54 +283,44 @@ def _nan_message(folder: Path, recipe: Recipe, step: int, saved: int) -> str:
 
 # ---- what is written while it runs ----
 
-class _Metrics:
-    """metrics.csv and TensorBoard. A resumed run drops what was written after its checkpoint."""
+@contextmanager
+def _metrics(folder: Path, first: int, tensorboard: bool) -> Iterator[Callable[..., None]]:
+    """A function that writes to metrics.csv and TensorBoard. What was written after the checkpoint is dropped."""
+    path = folder / "metrics.csv"
+    kept: list[dict[str, str]] = []
+    if first and path.exists():
+        with path.open(newline="") as file:
+            kept = [r for r in csv.DictReader(file) if None not in r.values() and r["step"].isdigit()
+                    and int(r["step"]) <= first]
+    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
+        lines = csv.DictWriter(file, METRICS)
+        lines.writeheader()
+        lines.writerows(kept)
+    board: Any = None
+    if tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+        board = SummaryWriter(str(folder), purge_step=first)
 
-    def __init__(self, folder: Path, first: int, tensorboard: bool, main: bool) -> None:
-        self.folder, self.first, self.tensorboard, self.main = folder, first, tensorboard, main
-        self.file: Any = None
-        self.writer: Any = None
+    with path.open("a", newline="") as file:
+        def write(row: dict[str, Any], means: dict[str, float]) -> None:
+            csv.DictWriter(file, METRICS).writerow({k: f"{v:.6g}" for k, v in row.items()})
+            file.flush()
+            for name, value in (means | {k: row[k] for k in ("lr", "images_per_second")}).items():
+                if board:
+                    board.add_scalar(name, value, row["step"])
 
-    def __enter__(self) -> _Metrics:
-        if not self.main:
-            return self
-        path = self.folder / "metrics.csv"
-        kept: list[dict[str, str]] = []
-        if self.first and path.exists():
-            with path.open(newline="") as file:
-                kept = [r for r in csv.DictReader(file) if None not in r.values() and r["step"].isdigit()
-                        and int(r["step"]) <= self.first]
-        with replace_file(path) as temporary, temporary.open("w", newline="") as out:
-            writer = csv.DictWriter(out, METRICS)
-            writer.writeheader()
-            writer.writerows(kept)
-        self.file = path.open("a", newline="")
-        if self.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.first)
-        return self
-
-    def add(self, row: dict[str, Any], means: dict[str, float]) -> None:
-        if not self.main:
-            return
-        csv.DictWriter(self.file, METRICS).writerow({k: f"{v:.6g}" for k, v in row.items()})
-        self.file.flush()
-        if self.writer is not None:
-            for name, value in (means | {"lr": row["lr"], "images_per_second": row["images_per_second"]}).items():
-                self.writer.add_scalar(name, value, row["step"])
-
-    def __exit__(self, *error: object) -> None:
-        if self.file is not None:
-            self.file.close()
-        if self.writer is not None:
-            self.writer.close()
+        try:
+            yield write
+        finally:
+            if board:
+                board.close()
 
 
 @contextmanager
 def _other_process_ended(world: int, folder: Path) -> Iterator[None]:
-    """In a job of several processes, say in one sentence that another one ended; torchrun then ends this one."""
-    text = (f"Another process of this job ended, so this one stops. What was saved is in {folder}; "
-            "start the same command again and it goes on from there.")
+    """If another process of the job ends, say so in one sentence; torchrun then ends this one."""
+    text = (f"Another process of this job ended, so this one stops. The last checkpoint is in {folder}. "
+            "Type the same command again to resume.")
     if world == 1:
         yield
         return
@@ -339,7 +331,7 @@ def _other_process_ended(world: int, folder: Path) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, told)
     try:
         yield
-    except RuntimeError as error:                          # gloo and NCCL say it in their own ways
+    except RuntimeError as error:                          # gloo and NCCL have their own messages
         if any(word in str(error).lower() for word in ("closed by peer", "connection", "gloo", "nccl", "timed out")):
             raise Stop(text) from error
         raise

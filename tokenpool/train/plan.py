@@ -1,7 +1,7 @@
-"""A figure of the paper as a list of jobs: what `tokenpool plan` prints and `tokenpool protocol` runs.
+"""The jobs behind each figure of the paper: `tokenpool plan` prints them, `tokenpool protocol` runs them.
 
-Every job is a command of its own with its own folder, so any scheduler can run the list in any number of pieces, and
-results merge by copying folders together. Only the order of steps matters: base models first, then searches.
+Every job is one command with its own folder. So a scheduler can split the list in any way, and results are merged by
+copying folders. Only the order of steps matters: base models first, then searches.
 """
 
 from __future__ import annotations
@@ -28,13 +28,6 @@ def _bases(preset: Preset) -> list[Job]:
     return [Job(preset.name, "base", model) for model in preset.models]
 
 
-def _fig10(preset: Preset, seeds: int) -> list[Job]:
-    jobs = []
-    for qk, alpha in (("r1", "learned"), ("r2", "learned"), ("r1", "one"), ("r2", "one")):
-        jobs += _finetune(preset, seeds, ("plain", "top_k", "wk_medoids"), qk=qk, alpha=alpha)
-    return jobs
-
-
 def _searched(preset: Preset, seeds: int) -> list[Job]:
     model = next(iter(preset.models))
     found = [Job(preset.name, "search", model, penalty=p) for p in preset.penalties]
@@ -53,38 +46,41 @@ FIGURES: dict[str, tuple[str, Callable[[Preset, int], list[Job]]]] = {
     "5a": ("uses of the significance score",
            lambda p, s: _finetune(p, s, ("top_k", "importance", "importance_with_replacement", "random"))),
     "5b": ("clustering algorithms", lambda p, s: _finetune(p, s, _CLUSTERINGS)),
-    "6": ("starts of WK-Medoids",
+    "6": ("initialisations of WK-Medoids",
           lambda p, s: [j for init in ("top_k", "random", "farthest_first")
                         for j in _finetune(p, s, ("wk_medoids",), init=init)]),
-    "8": ("convolution and average on the grid",
+    "8": ("convolution and average pooling on the grid",
           lambda p, s: _finetune(p, s, ("wk_medoids", "grid_average")) + _finetune(p, 1, ("convolution",))),
-    "10": ("normalised keys and queries", _fig10),
+    "10": ("normalised keys and queries",
+           lambda p, s: [j for alpha in ("learned", "one") for qk in ("r1", "r2")
+                         for j in _finetune(p, s, ("plain", "top_k", "wk_medoids"), qk=qk, alpha=alpha)]),
     "11": ("PoWER-BERT on the middle widths",
            lambda p, s: _finetune(p, s, ("top_k", "wk_medoids"), [m for m in p.models if m in ("e252", "e318")])),
-    "search": ("schedules found by soft masks against geometric ones", _searched),
-    "counts": ("farthest-first start and carried counts (not in the paper)",
+    "search": ("schedules found by the search, and geometric ones", _searched),
+    "counts": ("farthest-first initialisation and carried counts (not in the paper)",
                lambda p, s: _finetune(p, s, ("wk_medoids", "k_means"), init="farthest_first", counts=True)),
-    "peers": ("what others do, and what we recommend off the shelf (not in the paper)",
+    "peers": ("methods of others, and our recommendation off the shelf (not in the paper)",
               lambda p, s: _finetune(p, s, ("tokenpool", "ToMe", "ATC", "EViT", "patch_merger"))),
 }
-#: figures that go on from the preset's first base model
+#: figures that use only the first model of the preset
 ONE_BASE = ("1b", "3b", "5a", "5b", "6", "8", "search", "counts", "peers")
-#: figures that need no run of their own, and why
+#: figures that need no training, and why
 WITHOUT_RUNS = {
-    "7": "public weights, evaluated with: tokenpool reproduce --model deit_small_patch16_224 --pretrained --data ...",
-    "9": "every finetuning measures its system untouched first", "12": "images per second stand in every row",
+    "7": "it uses public weights. Type tokenpool reproduce --model deit_small_patch16_224 --pretrained --data ...",
+    "9": "every finetuning first measures its system without finetuning",
+    "12": "every row has its images per second",
 }
 
 
 def plan(figures: Iterable[str], preset: Preset, seeds: int = 1) -> list[Job]:
-    """The jobs of some figures, each once, in an order that works: base models, searches, finetunings.
+    """The jobs of some figures, each once: base models, then searches, then finetunings.
 
     Args:
         figures: names with or without "fig", such as "fig3" or "5b"; "all".
         seeds: finetunings per setting.
     """
     if seeds < 1:
-        raise ValueError(f"{seeds} seeds train nothing. Use 1 or more.")
+        raise ValueError(f"Got --seeds {seeds}. Use 1 or more.")
     wanted: dict[Job, None] = {}
     for name in figures:
         short = name.lower().removeprefix("fig").removeprefix(".")
@@ -94,9 +90,8 @@ def plan(figures: Iterable[str], preset: Preset, seeds: int = 1) -> list[Job]:
                 raise ValueError(f"Figure {short} needs no training: {WITHOUT_RUNS[short]}.")
             one_of("figure", short, [*FIGURES, "all"], "")
         for figure in chosen:
-            for job in FIGURES[figure][1](preset, seeds):
-                wanted[job] = None
+            wanted |= dict.fromkeys(FIGURES[figure][1](preset, seeds))
     needed = [j.base for j in wanted if j.step != "base"]
-    jobs = {j: None for j in [*needed, *wanted] if not (j.step == "base" and j.name in preset.shipped)}
-    # the cheap and informative first: all methods at one seed before the next seed
+    jobs = dict.fromkeys(j for j in [*needed, *wanted] if not (j.step == "base" and j.name in preset.shipped))
+    # all methods with one seed before the next seed
     return sorted(jobs, key=lambda j: (STEPS.index(j.step), j.seed if j.step == "finetune" else 0))

@@ -1,4 +1,4 @@
-"""Run a plan on this machine: several jobs at once, each on its share of the cores. Finished jobs are skipped."""
+"""Run a plan on this machine: several jobs at a time, each on its share of the cores. Finished jobs are skipped."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from tokenpool.train.recipe import Job, load_preset
 def run_all(plan: Sequence[Job], results: Path, processes: int | None = None, *, data: str | None = None,
             settings: dict[str, str] | None = None, tell: Callable[[str, int, int], None] | None = None
             ) -> list[tuple[Job, str]]:
-    """Run jobs step by step (base models before searches before finetunings); returns those that failed, and why.
+    """Run jobs, one step after the other; returns the jobs that failed, and why.
 
     Args:
-        processes: jobs at a time; None: one per core, or one where there is a GPU.
+        processes: jobs at a time; None: one per core, or one on a GPU.
 
-    A job that fails does not stop the others. A worker that is killed from outside does, with a sentence; everything
-    that was finished is kept, and the same call goes on from there.
+    A job that fails does not stop the others. A worker that is killed from outside does; finished jobs are kept, and
+    the same call continues from there.
     """
     cores = os.cpu_count() or 1
     processes = processes or (1 if torch.cuda.is_available() else cores)
     if processes < 1:
-        raise ValueError(f"{processes} processes run nothing. Use 1 or more.")
+        raise ValueError(f"Got --jobs {processes}. Use 1 or more.")
     failed: list[tuple[Job, str]] = []
     done = 0
     if plan and load_preset(plan[0].preset).data == "pebbles":
         _draw_once(plan, results)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _start, (max(1, cores // processes),))
+    pool = ProcessPoolExecutor(processes, context, _init_worker, (max(1, cores // processes),))
     try:
         for _, group in itertools.groupby(plan, key=lambda job: job.step):
             running: dict[Future[str], Job] = {pool.submit(_one, job, results, data, settings): job for job in group}
@@ -55,10 +55,10 @@ def run_all(plan: Sequence[Job], results: Path, processes: int | None = None, *,
                     if tell:
                         tell(f"{'FAILED ' if wrong else ''}{job.name}", done, len(plan))
     except BrokenProcessPool:
-        raise OSError("A worker process was killed from outside, often because memory ran out. What was finished is "
-                      "kept; type the same command again, with --jobs 1 if it happens again.") from None
-    except BaseException:
-        for worker in list(pool._processes.values()):       # Ctrl-C: their checkpoints are what counts
+        raise OSError("A worker process was killed from outside, often because memory ran out. Finished jobs are kept. "
+                      "Type the same command again; if it fails again, add --jobs 1.") from None
+    except BaseException:                                   # Ctrl-C, for example: the workers have checkpoints
+        for worker in list(pool._processes.values()):
             worker.terminate()
         raise
     finally:
@@ -66,20 +66,20 @@ def run_all(plan: Sequence[Job], results: Path, processes: int | None = None, *,
     return failed
 
 
-def _start(threads: int) -> None:
-    """In a new worker: its share of the cores; Ctrl-C is the parent's to handle."""
+def _init_worker(threads: int) -> None:
+    """Set the share of the cores; leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 
 
 def _one(job: Job, results: Path, data: str | None, settings: dict[str, str] | None) -> str:
-    """Run a job in a worker; "" where it went well, else why not."""
+    """Run a job in a worker; returns the error, or ""."""
     folder = results / job.preset / job.name
     said: list[str] = []
     try:
         jobs.run(job, results, data=data, settings=settings, say=said.append, tensorboard=False)
         return ""
-    except Exception as error:           # whatever it is, the other jobs go on and this one is reported
+    except Exception as error:           # reported at the end; the other jobs continue
         said.append(traceback.format_exc())
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     finally:
@@ -89,7 +89,7 @@ def _one(job: Job, results: Path, data: str | None, settings: dict[str, str] | N
 
 
 def _draw_once(plan: Sequence[Job], results: Path) -> None:
-    """Pebbles go into the cache before the workers start, or each would draw them."""
+    """Draw the pebbles into the cache, or every worker would draw them."""
     preset = load_preset(plan[0].preset)
     for step in sorted({job.step for job in plan}):
         count = preset.train_images if step == "base" else preset.finetune_images

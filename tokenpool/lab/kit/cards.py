@@ -1,7 +1,7 @@
-"""Words in a frame: what checks, predictions, hints and captions look like, for the eye and for a screen reader.
+"""Framed text: how checks, predictions, hints and captions look, on a page and to a screen reader.
 
-A card has three faces: HTML for JupyterLab and the course site, plain text for a terminal, and the words themselves for
-tests. State is told by colour, symbol and word together, never by colour alone.
+A card has three forms: HTML for JupyterLab and the course site, plain text for a terminal, and its words for tests.
+Colour, symbol and word say the state together, never colour alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
 
 #: state -> (colour of the edge, symbol and word in front)
 STATES = {
@@ -32,13 +35,12 @@ class Card:
     def _repr_html_(self) -> str:
         colour, label = STATES[self.state]
         strong = f"<strong>{label}</strong> " if label else ""
-        return (f'<div class="tp-card tp-{self.state}" role="status" style="border-left:4px solid {colour};'
-                f'padding:.35em .8em;margin:.4em 0;max-width:52em;line-height:1.5">{strong}{inline(self.words)}</div>')
+        return frame(strong + inline(self.words), f'class="tp-card tp-{self.state}" role="status"', colour)
 
 
 @dataclass(frozen=True)
 class Code:
-    """A piece of Python, shown as text: never a cell, so that it overwrites nothing."""
+    """Python code shown as text, never as a cell, so that it overwrites nothing."""
 
     words: str
     source: str
@@ -63,3 +65,15 @@ def inline(words: str) -> str:
     text = html.escape(words, quote=False)
     text = _EMPHASIS.sub(r"<em>\1</em>", _CODE.sub(r"<code>\1</code>", text))
     return text.replace("\n\n", "<br><br>")
+
+
+def frame(content: str, attributes: str, colour: str) -> str:
+    """HTML with a coloured edge."""
+    return (f'<div {attributes} style="border-left:4px solid {colour};padding:.35em .8em;margin:.4em 0;'
+            f'max-width:52em;line-height:1.5">{content}</div>')
+
+
+def view(widget: widgets.Widget) -> dict[str, Any]:
+    """The output that makes a front end show a widget."""
+    return {"application/vnd.jupyter.widget-view+json":
+            {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}}

@@ -1,15 +1,15 @@
 """Exercises: a stub in the notebook, a check that explains, hints in steps, a solution that is tested code.
 
     @exercise("a", minutes=8, level=2, hints=("Which axis?", "Sum over tokens of the minimum over stand-ins."))
-    def chamfer(f, f_hat):                      # the solution; the notebook's stub has the same name
+    def chamfer(f, f_hat):                      # the solution; the stub in the notebook has the same name
         return ...
 
     @chamfer.check_by
     def _(answer):                              # `answer` is the learner's function
         expect(answer(F, F), 0.0, "Every token can stand in for itself: which axis is the minimum over?")
 
-A check has three outcomes: nothing to check yet, wrong with a sentence aimed at the mistake, right. It never raises,
-so an exercise never stops a notebook.
+A check has three outcomes: right, wrong with a sentence about the mistake, or nothing to check yet. It never raises, so
+an exercise never stops a notebook.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ from tokenpool.lab.kit.cards import Card, Code
 
 
 class Wrong(Exception):
-    """What is wrong with an answer, as a sentence to its author."""
+    """What is wrong with an answer, in a sentence for the learner."""
 
 
 class _NotYet(Exception):
-    """There is still a `...` in the answer."""
+    """The answer still contains a `...`."""
 
 
 class Exercise:
     """One exercise of a notebook.
 
     Args:
-        id: its letter. minutes, level: how long it takes, and how hard it is, 1 to 3.
-        hints: from a nudge to almost the answer.
-        solution: a function; its name is that of the stub.
+        id: its letter. minutes: how long it takes. level: how hard it is, 1 to 3.
+        hints: from a nudge to almost the answer. solution: a function with the name of the stub.
     """
 
     def __init__(self, id: str, minutes: int, level: int, hints: tuple[str, ...], solution: Callable[..., Any]) -> None:
@@ -51,7 +50,7 @@ class Exercise:
         return self.solution.__name__
 
     def check_by(self, cases: Callable[[Callable[..., Any]], None]) -> None:
-        """Say how an answer is checked: `cases(answer)` raises `Wrong` where it is not right."""
+        """Decorator of the check: `cases(answer)` raises `Wrong` if the answer is not right."""
         self._cases = cases
 
     def check(self, answer: Any) -> Card:
@@ -60,7 +59,7 @@ class Exercise:
         if answer is ...:
             return self._open()
         if not callable(answer):
-            return Card("wrong", f"`{self.name}` should be a function; {_came(answer)} came. "
+            return Card("wrong", f"`{self.name}` should be a function; got {_short(answer)}. "
                                  f"Pass it without calling it: `lab.check(\"{self.id}\", {self.name})`.")
         try:
             self._cases(_attempted(answer))
@@ -68,18 +67,18 @@ class Exercise:
             return self._open()
         except Wrong as reason:
             return Card("wrong", str(reason))
-        except Exception as error:      # whatever the learner's code raises is for the learner to read
+        except Exception as error:      # the learner should read it, whatever it is
             if "ellipsis" in str(error).lower():
                 return self._open()
             return Card("wrong", f"`{self.name}` stops with {type(error).__name__}: {error}{_line(error, answer)}")
         return Card("right", "All cases agree.")
 
     def _open(self) -> Card:
-        return Card("open", f"Replace the `...` in `{self.name}`, run the cell again. "
+        return Card("open", f"Replace the `...` in `{self.name}`, then run the cell again. "
                             f"Stuck? `lab.hint(\"{self.id}\")`, then `lab.solution(\"{self.id}\")`.")
 
     def source(self) -> str:
-        """The solution as it would stand in the notebook: the function without its decorator."""
+        """The solution as a learner would write it: the function without its decorator."""
         text = textwrap.dedent(inspect.getsource(self.solution))
         node = ast.parse(text).body[0]
         return "\n".join(text.splitlines()[node.lineno - 1:]) + "\n"
@@ -94,39 +93,39 @@ def exercise(id: str, *, minutes: int, level: int, hints: tuple[str, ...]) -> Ca
 
 
 def expect(got: Any, wanted: Any, say: str, tolerance: float = 1e-4) -> None:
-    """`got` equals `wanted` up to the tolerance, or the learner reads `say` with both values behind it.
+    """`got` must equal `wanted` within the tolerance; otherwise the learner reads `say`, followed by both values.
 
     Args:
         got, wanted: numbers, booleans, strings, tensors, or lists of numbers.
     """
+    differs = Wrong(f"{say} Expected {_short(wanted)}, got {_short(got)}.")
     if isinstance(wanted, str) or isinstance(got, str):
         if got != wanted:
-            raise Wrong(f"{say} Expected {wanted!r}, got {_came(got)}.")
+            raise differs
         return
     try:
         a = torch.as_tensor(got, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"{say} Expected {_came(wanted)}, got {_came(got)}.") from None
+        raise differs from None
     b = torch.as_tensor(wanted, dtype=torch.float64)
+    if a.numel() == b.numel() == 1:
+        a = a.reshape(b.shape)
     if a.shape != b.shape:
-        if a.numel() == b.numel() == 1:
-            a = a.reshape(b.shape)
-        else:
-            raise Wrong(f"The answer has shape {tuple(a.shape)}, expected {tuple(b.shape)}. {say}")
+        raise Wrong(f"The answer has shape {tuple(a.shape)}, expected {tuple(b.shape)}. {say}")
     if not torch.isfinite(a).all() and torch.isfinite(b).all():
-        raise Wrong(f"The answer holds NaN or infinity. {say}")
+        raise Wrong(f"The answer contains NaN or infinity. {say}")
     if not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
-        raise Wrong(f"{say} Expected {_came(wanted)}, got {_came(got)}.")
+        raise differs
 
 
 def ensure(fact: Any, say: str) -> None:
-    """`fact` is true, or the learner reads `say`."""
+    """`fact` must be true; otherwise the learner reads `say`."""
     if not bool(fact):
         raise Wrong(say)
 
 
 def _attempted(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """The learner's function, watched for results that say it was not written yet."""
+    """The learner's function; raises `_NotYet` when a result shows that it is not written yet."""
     def call(*args: Any, **options: Any) -> Any:
         result = answer(*args, **options)
         if result is ... or (isinstance(result, tuple | list) and any(r is ... for r in result)):
@@ -140,7 +139,7 @@ def _attempted(answer: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_empty(function: Callable[..., Any]) -> bool:
-    """Nothing but a docstring, `...` or `pass`?"""
+    """Whether a function has only a docstring, `...` or `pass`."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, TypeError, SyntaxError):
@@ -149,7 +148,8 @@ def _is_empty(function: Callable[..., Any]) -> bool:
         isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in tree.body)
 
 
-def _came(value: Any) -> str:
+def _short(value: Any) -> str:
+    """A value in at most 80 characters."""
     if isinstance(value, torch.Tensor):
         flat = value.detach().double()
         if flat.numel() == 1:
@@ -164,7 +164,7 @@ def _came(value: Any) -> str:
 
 
 def _line(error: BaseException, answer: Callable[..., Any]) -> str:
-    """Where in the learner's function it happened."""
+    """The line of the learner's function that raised."""
     code = getattr(answer, "__code__", None)
     trace, line = error.__traceback__, None
     while trace is not None:

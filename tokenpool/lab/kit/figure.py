@@ -1,4 +1,4 @@
-"""Figures with words: each is followed by a sentence that says what to see, and has its numbers one click away."""
+"""Figures with words: below each stands a sentence on what to see, and its numbers are one click away."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from IPython.display import HTML, display
 from tokenpool.lab.kit.cards import inline
 from tokenpool.report.figures import TEMPLATE
 
-#: colours of E18: 3:1 on white; used in this order, always with another mark (dash, symbol, words)
+#: contrast of 3:1 or more on white; used in this order, always with a second mark (dash, symbol, words)
 INK, BLUE, ORANGE, GREEN, PURPLE, GREY = "#1b1b1b", "#0072B2", "#D55E00", "#007A5E", "#AA4499", "#6b6b6b"
-_ROWS = 40                      # of a table; more is data, not a caption
+_ROWS = 40                      # the longest table of a caption
 
 
 def styled(figure: go.Figure, height: int | None = None) -> go.Figure:
     """The house style: template, title at the left, axis titles of 14 px, a legend below everything else."""
     names = [str(t.name) for t in figure.data if t.name and t.showlegend is not False]
     legend = len(names) > 1 and figure.layout.showlegend is not False
-    # an entry takes about 50 px beside its letters; the narrowest page gives a figure some 720
+    # an entry is about 50 px wider than its letters; on the narrowest page a figure is about 720 px wide
     lines = math.ceil(sum(50 + 7.5 * len(name) for name in names) / 680) if legend else 0
     titled = any(axis.title.text for axis in figure.select_xaxes())
     bottom = (64 if titled else 24) + 24 * lines + (8 if legend else 0)
@@ -30,41 +30,39 @@ def styled(figure: go.Figure, height: int | None = None) -> go.Figure:
     figure.update_xaxes(title_font_size=14).update_yaxes(title_font_size=14)
     if legend:
         figure.update_layout(legend=dict(orientation="h", yref="container", y=0, yanchor="bottom", x=0, font_size=13))
-    margin = dict(l=70, r=20, t=64, b=bottom)
-    figure.update_layout(margin={side: space for side, space in margin.items()
-                                 if side == "b" or figure.layout.margin[side] is None})
-    figure.update_layout(height=height or figure.layout.height or 400)
-    return figure
+    given = {side: space for side in "lrt" if (space := figure.layout.margin[side]) is not None}
+    return figure.update_layout(margin=dict(l=70, r=20, t=64) | given | dict(b=bottom),
+                                height=height or figure.layout.height or 400)
 
 
 def show(figure: go.Figure, *, see: str, table: pd.DataFrame | None = None) -> None:
-    """A figure, one sentence on what to see in it, and its numbers behind a click.
+    """Display a figure, a sentence on what to see in it, and its numbers behind a click.
 
     Args:
-        see: what a person who cannot see the figure should know. Required.
+        see: what a person who cannot see the figure should know.
 
     Raises:
-        ValueError: a figure without a title or without words.
+        ValueError: the figure has no title, or `see` is empty.
     """
     if not see.strip():
-        raise ValueError("A figure needs words: show(figure, see=\"what the eye should find\").")
+        raise ValueError("A figure needs words. Type show(figure, see=\"what to look for\").")
     if not (figure.layout.title.text or "").strip():
-        raise ValueError("A figure needs a title, best the question it answers: figure.update_layout(title=...).")
+        raise ValueError("A figure needs a title, the question it answers. Type figure.update_layout(title=...).")
     display({"application/vnd.plotly.v1+json": styled(figure).to_plotly_json(), "text/plain": f"Figure: {see}"},
             raw=True)
     display(HTML(caption(see, table)))
 
 
-def caption(see: str, table: pd.DataFrame | None = None) -> str:
-    words = (f'<p class="tp-see" style="max-width:52em;line-height:1.5;margin:.2em 0"><strong>What to see.</strong> '
+def caption(see: str, table: pd.DataFrame | None = None, title: str = "What to see.") -> str:
+    words = (f'<p class="tp-see" style="max-width:52em;line-height:1.5;margin:.2em 0"><strong>{title}</strong> '
              f"{inline(see)}</p>")
     return words + (details(table) if table is not None else "")
 
 
 def details(table: pd.DataFrame, summary: str = "The numbers of this figure") -> str:
-    """A table behind a click; works without a kernel, by keyboard and in a screen reader."""
+    """A table behind a click. Works without a kernel, by keyboard and with a screen reader."""
     if len(table) > _ROWS:
-        raise ValueError(f"A table of {len(table)} rows is too long for a caption; give at most {_ROWS}.")
+        raise ValueError(f"A table of {len(table)} rows is too long for a caption. Use at most {_ROWS}.")
     head = "".join(f'<th scope="col" style="text-align:right;padding:.15em .7em">{html.escape(str(c))}</th>'
                    for c in table.columns)
     rows = "".join("<tr>" + "".join(f'<td style="text-align:right;padding:.15em .7em">{_cell(v)}</td>' for v in row)

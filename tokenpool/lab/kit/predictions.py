@@ -1,7 +1,7 @@
-"""Predictions: commit to an answer before the evidence, come back to it afterwards.
+"""Predictions: commit to an answer before the evidence, and compare afterwards.
 
-Which option is right is decided by the evidence that a notebook has computed, not by this file: `answer` gets the
-measured value and returns the option's place.
+The notebook's own measurement decides which option is right: `answer` gets the measured value and returns the index of
+the right option.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from tokenpool.lab.kit.cards import Card, inline, plain
+from tokenpool.lab.kit.cards import Card, frame, inline, plain, view
 from tokenpool.lab.widgets.controls import Question
 
 
@@ -21,10 +21,10 @@ class Prediction:
     """A question with options.
 
     Args:
-        id: its letter. question: one or two sentences. options: what can be chosen.
-        answer: the evidence -> place of the right option in `options`.
-        why: place of a wrong option -> why it tempts and where it goes wrong.
-        tell: the evidence -> how it reads, "14.3 % of the multiply-adds".
+        id: its letter. question: one or two sentences. options: the possible answers.
+        answer: the evidence -> index of the right option.
+        why: index of a wrong option -> why it is tempting, and where it goes wrong.
+        tell: the evidence -> text, such as "14.3 % of the multiply-adds".
     """
 
     id: str
@@ -37,8 +37,8 @@ class Prediction:
     def reveal(self, evidence: Any, committed: int | None) -> Card:
         right = self.answer(evidence)
         if not 0 <= right < len(self.options):
-            raise ValueError(f"Prediction {self.id}: the evidence {evidence!r} points at option {right}, there are "
-                             f"{len(self.options)}.")
+            raise ValueError(f"Prediction {self.id}: the evidence {evidence!r} selects option {right}; use "
+                             f"0 to {len(self.options) - 1}.")
         found = f"Measured: {self.tell(evidence)}. So: *{self.options[right]}*."
         if committed is None:
             tempting = "".join(f"\n\nTempting: *{self.options[i]}*. {text}"
@@ -50,11 +50,11 @@ class Prediction:
 
 
 class PredictionCard:
-    """The question with radio buttons; what is committed is kept in `answers`."""
+    """The question with radio buttons. The committed option is stored in `answers`."""
 
     def __init__(self, prediction: Prediction, answers: dict[str, int]) -> None:
         self.prediction, self.answers = prediction, answers
-        # no button starts out chosen: none should look like the expected one
+        # no option is selected at first: none should look like the expected one
         self.choice = Question(label=f"Predict. {plain(prediction.question)}",
                                names=[plain(option) for option in prediction.options])
         self.button = widgets.Button(description="Commit", tooltip="Commit to this answer")
@@ -65,7 +65,7 @@ class PredictionCard:
 
     def _commit(self, button: widgets.Button) -> None:
         if self.choice.index < 0:
-            self._say("Nothing is chosen yet: choose one of the answers first.")
+            self._say("Nothing is chosen yet. Choose an answer first.")
             return
         self.answers[self.prediction.id] = self.choice.index
         self.choice.disabled = self.button.disabled = True
@@ -80,12 +80,6 @@ class PredictionCard:
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         items = "".join(f"<li>{inline(option)}</li>" for option in self.prediction.options)
-        return {"application/vnd.jupyter.widget-view+json": view(self.box), "text/plain": repr(self),
-                "text/html": '<div class="tp-card tp-predict" style="border-left:4px solid #0072B2;padding:.35em .8em;'
-                             'margin:.4em 0;max-width:52em;line-height:1.5">'
-                             f"<strong>Predict.</strong> {inline(self.prediction.question)}<ul>{items}</ul></div>"}
-
-
-def view(widget: widgets.Widget) -> dict[str, Any]:
-    """What a front end needs to show a widget."""
-    return {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+        text = f"<strong>Predict.</strong> {inline(self.prediction.question)}<ul>{items}</ul>"
+        return view(self.box) | {"text/html": frame(text, 'class="tp-card tp-predict"', "#0072B2"),
+                                 "text/plain": repr(self)}

@@ -25,7 +25,8 @@ from tokenpool.lab.kit.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.kit.predictions import Prediction
 from tokenpool.lab.kit.session import shipped_rows
-from tokenpool.lab.widgets.explorer import Choice, Explorer, Number
+from tokenpool.lab.widgets.controls import Choice, Number
+from tokenpool.lab.widgets.explorer import Explorer
 from tokenpool.report import board
 from tokenpool.report.claims import Table, gap
 from tokenpool.train import Stop, loop

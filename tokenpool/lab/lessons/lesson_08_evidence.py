@@ -24,7 +24,8 @@ from tokenpool.lab.kit.exercises import Wrong, ensure, exercise, expect
 from tokenpool.lab.kit.figure import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from tokenpool.lab.kit.predictions import Prediction
 from tokenpool.lab.lessons.lesson_07_finetuning import NAMES, PEBBLES, PHOTOGRAPHS, recorded, table_of, untouched_rows
-from tokenpool.lab.widgets.explorer import Choice, Explorer
+from tokenpool.lab.widgets.controls import Choice
+from tokenpool.lab.widgets.explorer import Explorer
 from tokenpool.measure import compare
 from tokenpool.measure.rows import unpack
 from tokenpool.models import published

@@ -1,12 +1,12 @@
-"""Controls for explorers and predictions: native inputs in one small widget, with names that screen readers find.
+"""Controls for explorers and predictions: native HTML inputs in one small widget, with labels that screen readers find.
 
-ipywidgets' own sliders have no such name, and JupyterLab takes the arrow keys from its drop-downs and radio buttons.
+The sliders of ipywidgets have no such label, and JupyterLab intercepts the arrow keys of its drop-downs and radio
+buttons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,91 +14,61 @@ import anywidget
 import traitlets
 
 
-@dataclass(frozen=True)
-class Number:
-    """A slider with a number box."""
+class Control(anywidget.AnyWidget):
+    """A labelled input. `value` is what is chosen."""
 
-    label: str
-    value: float
-    low: float
-    high: float
-    step: float = 1
-
-    def spoken(self, value: float) -> str:
-        return f"{value:g}"
-
-    def widget(self) -> Slider:
-        return Slider(label=self.label, value=self.value, low=self.low, high=self.high, step=self.step)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A drop-down. `options`: names, or name shown -> value."""
-
-    label: str
-    options: tuple[str, ...] | Mapping[str, Any]
-    value: Any = None
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        return dict(self.options) if isinstance(self.options, Mapping) else {name: name for name in self.options}
-
-    def spoken(self, value: Any) -> str:
-        return next(name for name, known in self.shown.items() if known == value)
-
-    def widget(self) -> Select:
-        return Select(self.label, self.shown, next(iter(self.shown.values())) if self.value is None else self.value)
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A box to tick."""
-
-    label: str
-    value: bool = False
-
-    def spoken(self, value: bool) -> str:
-        return "on" if value else "off"
-
-    def widget(self) -> Tick:
-        return Tick(label=self.label, value=self.value)
-
-
-class _Control(anywidget.AnyWidget):
-    # text, not files: a widget whose code is a file is kept by anywidget for ever, to follow the file's changes
+    # text, not files: anywidget watches the file of a widget's code for changes, and keeps the widget in memory for it
     _esm = Path(__file__).with_name("controls.js").read_text(encoding="utf-8")
     _css = Path(__file__).with_name("controls.css").read_text(encoding="utf-8")
     kind = traitlets.Unicode().tag(sync=True)
     label = traitlets.Unicode().tag(sync=True)
 
+    def read(self) -> Any:
+        """The value, as `compute` gets it."""
+        return self.value
 
-class Slider(_Control):
-    """A number in [low, high]; anything else is refused."""
+    def spoken(self, value: Any) -> str:
+        """A value in words."""
+        return str(value)
+
+
+class Number(Control):
+    """A slider with a number box, from `low` to `high`."""
 
     kind = traitlets.Unicode("number").tag(sync=True)
     value = traitlets.Float().tag(sync=True)
     low = traitlets.Float().tag(sync=True)
     high = traitlets.Float().tag(sync=True)
-    step = traitlets.Float(1.0).tag(sync=True)
+    step = traitlets.Float().tag(sync=True)
+
+    def __init__(self, label: str, value: float, low: float, high: float, step: float = 1) -> None:
+        super().__init__(label=label, value=value, low=low, high=high, step=step)
 
     @traitlets.validate("value")
     def _inside(self, proposal: Any) -> float:
-        if self.high > self.low and not self.low <= proposal["value"] <= self.high:
-            raise ValueError(f"{self.label}: {proposal['value']:g} came. Use {self.low:g} to {self.high:g}.")
+        if not self.low <= proposal["value"] <= self.high:
+            raise ValueError(f"{self.label}: got {proposal['value']:g}. Use {self.low:g} to {self.high:g}.")
         return float(proposal["value"])
 
+    def read(self) -> float:
+        return int(self.value) if self.step.is_integer() else self.value
 
-class Select(_Control):
-    """One of several values, each shown by its name."""
+    def spoken(self, value: float) -> str:
+        return f"{value:g}"
+
+
+class Choice(Control):
+    """A drop-down. `options`: names, or a mapping from the name shown to the value."""
 
     kind = traitlets.Unicode("choice").tag(sync=True)
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     index = traitlets.Int(0).tag(sync=True)
     value = traitlets.Any()
 
-    def __init__(self, label: str, options: Mapping[str, Any], value: Any) -> None:
-        self.options = dict(options)
-        super().__init__(label=label, names=list(options), index=self._place(value), value=value)
+    def __init__(self, label: str, options: Sequence[str] | Mapping[str, Any], value: Any = None) -> None:
+        self.options = dict(options) if isinstance(options, Mapping) else {name: name for name in options}
+        value = next(iter(self.options.values())) if value is None else value
+        super().__init__(label=label, names=list(self.options), index=self._place(value), value=value)
 
     def _place(self, value: Any) -> int:
         values = list(self.options.values())
@@ -119,15 +89,24 @@ class Select(_Control):
     def _chosen(self, change: Any) -> None:
         self.value = list(self.options.values())[change["new"]]
 
+    def spoken(self, value: Any) -> str:
+        return self.names[self._place(value)]
 
-class Tick(_Control):
-    """Yes or no."""
+
+class Switch(Control):
+    """A checkbox."""
 
     kind = traitlets.Unicode("switch").tag(sync=True)
     value = traitlets.Bool(False).tag(sync=True)
 
+    def __init__(self, label: str, value: bool = False) -> None:
+        super().__init__(label=label, value=value)
 
-class Question(_Control):
+    def spoken(self, value: bool) -> str:
+        return "on" if value else "off"
+
+
+class Question(Control):
     """A question with radio buttons; `index` is -1 until one is chosen."""
 
     kind = traitlets.Unicode("question").tag(sync=True)
@@ -136,12 +115,12 @@ class Question(_Control):
     disabled = traitlets.Bool(False).tag(sync=True)
 
 
-class Upload(_Control):
-    """A file of the person's own. Its bytes arrive with a message and are kept nowhere: not here, not on a disk.
+class Upload(Control):
+    """A file from the user's computer. Its bytes arrive in a message and are not stored, here or on disk.
 
     Args:
-        limit: bytes; the browser does not send a larger file, only its size. accept: endings, ".png,.jpg".
-        received: called with (name, size, bytes); no bytes where the file was too large to send.
+        accept: file name endings, ".png,.jpg". limit: in bytes; of a larger file the browser sends only the size.
+        received: called with (name, size, bytes); the bytes are empty if the file was too large to send.
     """
 
     kind = traitlets.Unicode("upload").tag(sync=True)
@@ -154,5 +133,5 @@ class Upload(_Control):
                                                            bytes(buffers[0]) if buffers else b""))
 
     def close(self) -> None:
-        self._msg_callbacks.callbacks.clear()       # whoever receives would stay in memory with it
+        self._msg_callbacks.callbacks.clear()       # they would keep the receiver in memory
         super().close()

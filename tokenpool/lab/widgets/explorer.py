@@ -1,15 +1,14 @@
-"""Explorers: a few controls, an image that follows them, and a line that says what changed in words.
+"""Explorers: a few controls, a figure that follows them, and a line of words that says what changed.
 
-    explorer({"k": Number("Tokens kept, K", 4, 1, 12), "method": Choice("Method", names)},
-             compute=compare,          # pure: (k, method) -> anything; cached by the lesson, tested with numbers
-             draw=comparison_figure,   # pure: that -> go.Figure, always with the same traces
-             say=comparison_words,     # pure: that -> what is seen, and why
-             measure=comparison_error) # pure: that -> the number to watch, ("error", 7.7, "{:.1f}")
+    Explorer({"k": Number("Tokens kept, K", 4, 1, 12), "method": Choice("Method", names)},
+             compute=compare,          # (k, method) -> anything; cached by the lesson, tested with numbers
+             draw=comparison_figure,   # the result -> go.Figure, always with the same traces
+             say=comparison_words,     # the result -> what can be seen, and why
+             measure=comparison_error) # the result -> the number to watch, ("error", 7.7, "{:.1f}")
 
-They are ordinary functions, tested without a browser; what is left here is the wiring. After a move the words begin
-with what was moved and what the watched number did: "You changed *Method* from top_k to k_means: the error fell from
-9.2 to 7.7." An error in any of them is told in the explorer's own line of words, because a front end hides errors of
-callbacks.
+These are pure functions, tested without a browser; this file only connects them. After a move the words begin with the
+control and the number to watch: "You changed *Method* from top_k to k_means: the error fell from 9.2 to 7.7." Errors
+are shown in the same place, because a front end hides the errors of callbacks.
 """
 
 from __future__ import annotations
@@ -22,69 +21,64 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from tokenpool.lab.kit.cards import inline
-from tokenpool.lab.kit.figure import details, styled
-from tokenpool.lab.kit.predictions import view
-from tokenpool.lab.widgets.controls import Choice, Number, Switch
+from tokenpool.lab.kit.cards import inline, view
+from tokenpool.lab.kit.figure import caption, details, styled
+from tokenpool.lab.widgets.controls import Control
 
-Measured = tuple[str, float, str]       # a number by its name, and how it is written
+Measured = tuple[str, float, str]       # name, value, format
 
 
 class Explorer:
-    """Controls, figure and words. `set(k=3)` moves controls from Python; `words` is what the line says now."""
+    """Controls, figure and words. `set(k=3)` moves controls from Python; `words` is the current text."""
 
-    def __init__(self, controls: Mapping[str, Number | Choice | Switch], compute: Callable[..., Any],
+    def __init__(self, controls: Mapping[str, Control], compute: Callable[..., Any],
                  draw: Callable[[Any], go.Figure], say: Callable[[Any], str],
                  table: Callable[[Any], pd.DataFrame] | None = None, height: int | None = 420,
                  measure: Callable[[Any], Measured | None] = lambda found: None) -> None:
+        self.controls = dict(controls)
         self.compute, self.draw, self.say, self.table, self.height = compute, draw, say, table, height
         self.measure, self._measured, self._moves = measure, None, ""
-        self.specs = dict(controls)
-        self.controls = {name: spec.widget() for name, spec in controls.items()}
         self._status, self._numbers = widgets.HTML(), widgets.HTML()
-        self.words, self.error = "", None
+        self.words = ""
+        self.error: Exception | None = None
         found = self._look()
         self.figure = go.FigureWidget(styled(draw(found), height))
-        self.figure._config = {**self.figure._config, "responsive": True}       # else 700 pixels, whatever the page has
+        self.figure._config = {**self.figure._config, "responsive": True}       # else always 700 pixels wide
         self._tell(found)
         for control in self.controls.values():
             control.observe(self._moved, "value")
         self.box = self._arrange()
 
     def _arrange(self) -> widgets.Box:
-        """Where things stand."""
         rows = widgets.VBox(list(self.controls.values()), layout=widgets.Layout(margin="0 0 8px 0"))
         return widgets.VBox([rows, self._status, self.figure, self._numbers])
 
     def _look(self) -> Any:
-        """What the controls ask for, computed."""
         return self.compute(**self.values())
 
     def values(self) -> dict[str, Any]:
-        """What the controls say."""
-        return {name: int(c.value) if isinstance(s, Number) and float(s.step).is_integer() else c.value
-                for (name, s), c in zip(self.specs.items(), self.controls.values(), strict=True)}
+        """The value of every control."""
+        return {name: control.read() for name, control in self.controls.items()}
 
     def set(self, **values: Any) -> Explorer:
         """Move controls, as a person would."""
         for name, value in values.items():
             if name not in self.controls:
-                raise ValueError(f"No control called {name!r}. There are: {', '.join(self.controls)}.")
+                raise ValueError(f"No control called {name!r}. Use one of {', '.join(self.controls)}.")
             self.controls[name].value = value
         return self
 
     def _moved(self, change: Any) -> None:
-        """A front end sends one change at a time, merges what comes while it waits, and this reads what the controls
-        say *now*: a slider that is dragged is computed where it is, not at every place it has been."""
-        name = next(n for n, c in self.controls.items() if c is change["owner"])
-        spec = self.specs[name]
+        """Front ends merge the changes that arrive while one is handled. So this reads the current value of all
+        controls: a dragged slider is computed where it is, not at every place it passed."""
+        control = change["owner"]
         with self._told():
-            old, new = spec.spoken(change["old"]), spec.spoken(change["new"])
-            self._moves = f"You changed *{spec.label}* from {old} to {new}"
+            old, new = control.spoken(change["old"]), control.spoken(change["new"])
+            self._moves = f"You changed *{control.label}* from {old} to {new}"
             self._show()
 
     def _show(self) -> None:
-        """Compute, draw and say what the controls ask for."""
+        """Compute, draw and describe the current setting."""
         found = self._look()
         new = styled(self.draw(found), self.height)
         with self.figure.batch_update():
@@ -95,20 +89,21 @@ class Explorer:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Errors inside are told where the person looks: a front end would hide them."""
+        """Show errors in the line of words, because a front end would hide them."""
+        self.error = None
         try:
             yield
-            self.error = None
         except Exception as error:
             self.error = error
-            self._write(f"This setting does not work: {error} The figure shows the last one that did.")
+            self._write(f"This setting does not work: {str(error).rstrip('.')}. The figure shows the last one that "
+                        "did.")
 
     def close(self) -> None:
-        """Take the explorer off the page and out of the kernel's list of widgets."""
+        """Remove the explorer from the page and from the kernel's list of widgets."""
         for control in self.controls.values():
             control.unobserve_all()
         _close(self.box)
-        with contextlib.suppress(AttributeError):       # plotly's code is a file, and anywidget would keep the figure
+        with contextlib.suppress(AttributeError):       # plotly's code is a file: anywidget would keep the figure
             go.FigureWidget._esm.changed.disconnect()
 
     def _tell(self, found: Any) -> None:
@@ -126,17 +121,15 @@ class Explorer:
         return f"Explorer. {self.words}"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """The widget; and, for pages without a kernel, its first view and its words."""
-        named = ", ".join(spec.label for spec in self.specs.values())
-        still = (f'<p class="tp-see" style="max-width:52em;line-height:1.5"><strong>Explorer, first view.</strong> '
-                 f"{inline(self.words)} Run the notebook to move: {inline(named)}.</p>{self._numbers.value}")
-        return {"application/vnd.jupyter.widget-view+json": view(self.box),
-                "application/vnd.plotly.v1+json": go.Figure(self.figure).to_plotly_json(),
-                "text/html": still, "text/plain": repr(self)}
+        """The widget and, for pages without a kernel, its first view and its words."""
+        labels = ", ".join(control.label for control in self.controls.values())
+        still = caption(f"{self.words} Run the notebook to change: {labels}.", title="Explorer, first view.")
+        return view(self.box) | {"application/vnd.plotly.v1+json": go.Figure(self.figure).to_plotly_json(),
+                                 "text/html": still + self._numbers.value, "text/plain": repr(self)}
 
 
 def _gap(before: Measured | None, now: Measured | None) -> str:
-    """What became of a number."""
+    """How a number changed."""
     if before is None or now is None or before[0] != now[0]:
         return ""
     name, value, written = now
@@ -147,7 +140,7 @@ def _gap(before: Measured | None, now: Measured | None) -> str:
 
 
 def _close(widget: widgets.Widget) -> None:
-    """With all that it holds, styles and layouts included: each is a widget of its own."""
+    """Close a widget and everything in it, styles and layouts included: each of them is a widget too."""
     for child in getattr(widget, "children", ()):
         _close(child)
     for name in ("layout", "style"):
@@ -158,14 +151,14 @@ def _close(widget: widgets.Widget) -> None:
 
 
 def _place(new: go.Figure, shown: go.FigureWidget) -> None:
-    """Move panels that moved. By itself, because an axis that keeps images square forgets its old place only then."""
+    """Move panels, in an update of its own: an axis that keeps images square forgets its old place only then."""
     for axis in (*new.select_xaxes(), *new.select_yaxes()):
         if axis.domain is not None:
             shown.layout[axis.plotly_name].domain = axis.domain
 
 
 def _transfer(new: go.Figure, shown: go.FigureWidget) -> None:
-    """Make the figure on the screen look like the new one, in place: a rebuilt figure would lose zoom and focus."""
+    """Update the figure on the screen in place: a rebuilt figure would lose zoom and focus."""
     if len(new.data) != len(shown.data):
         shown.data = []
         shown.add_traces(new.data)

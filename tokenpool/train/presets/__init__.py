@@ -1,1 +1,1 @@
-"""One file a preset. To make your own, copy the nearest one and add its name to PRESETS in recipe.py."""
+"""One file per preset. For your own, copy the nearest one and add its name to PRESETS in recipe.py."""

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 8 -m tokenpool.cli train --preset imagenet1k --model ti --data wds/SHARDS
 
-The base recipe is DeiT's (P). The finetuning recipe is ours (I, the field's 30 epochs): the paper's is not known.
+The base recipe is DeiT's (P). The finetuning recipe is ours (I, 30 epochs as usual): the paper's is not known.
 """
 
 from tokenpool.train.recipe import Preset, Recipe
@@ -18,4 +18,4 @@ PRESET = Preset(
     finetune=Recipe(epochs=30, batch_size=1024, lr=1e-4, warmup_epochs=1, repeats=3, precision="bf16", workers=10),
     penalties=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
     budgets=(0.2, 0.3, 0.42, 0.5, 0.6, 0.7),
-    expects="Not run here; dry-run verified (shapes, MACs, one step, loader). DeiT reports 72.2 % (Ti), 79.8 % (S).")
+    expects="Not run; verified by a dry run (shapes, MACs, one step, loader). DeiT reports 72.2 % (Ti), 79.8 % (S).")

@@ -1,7 +1,7 @@
-"""Photographs on a processor: tiny-imagenet-50 with a third of DeiT's widths, half its depth, 64 tokens.
+"""Photographs on a CPU: tiny-imagenet-50 with a third of DeiT's widths, half its depth, 64 tokens.
 
-The paper's four widths 192, 252, 318, 384 become 64, 84, 106, 128 with two heads each. Small enough for two CPU cores;
-large enough that one method can be told from another.
+The paper's four widths 192, 252, 318, 384 become 64, 84, 106, 128 with two heads each: small enough for two CPU cores,
+large enough for methods to differ.
 """
 
 from tokenpool.train.recipe import Preset, Recipe
@@ -27,4 +27,4 @@ PRESET = Preset(
     penalties=(1e-4, 3e-4, 1e-3),
     budgets=(0.3, 0.42, 0.6, 0.75),
     shipped={"base-ti-s0": "imagenet50_cpu/base-ti-s0.safetensors"},
-    expects="One core of an Intel Xeon: base model ti 30 minutes, 40.7 %; a finetuning 1.5 minutes.")
+    expects="40.7 % for base model ti after 30 minutes on one core of an Intel Xeon; a finetuning takes 1.5 minutes.")

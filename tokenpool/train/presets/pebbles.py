@@ -1,8 +1,8 @@
-"""The protocol in minutes on a processor: generated images and the small model that ships."""
+"""The protocol in minutes on a CPU: generated images and the small shipped model."""
 
 from tokenpool.train.recipe import Preset, Recipe
 
-# Mixing images or erasing parts of one would change its two materials, and with them the label.
+# Mixing images or erasing parts of them would change the two materials, and so the label.
 _AUGMENT = dict(augment="pebbles", mixup=0.0, cutmix=0.0, erasing=0.0, rand_augment="", color_jitter=0.0,
                 drop_path=0.0, smoothing=0.0, clip_grad=1.0, min_lr=0.0, warmup_lr=0.0)
 
@@ -17,4 +17,4 @@ PRESET = Preset(
     budgets=(0.42, 0.6, 0.7),
     train_images=40_000, finetune_images=6_000, val_images=1_000,
     shipped={"base-vit-s0": "pebbles_vit/model.safetensors"},
-    expects="Two cores of an Intel Xeon: base 21 minutes, 99.8 % (it ships); a finetuning half a minute on one core.")
+    expects="99.8 % for the shipped base model, 21 minutes on two Intel Xeon cores; half a minute per finetuning.")
