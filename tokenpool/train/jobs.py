@@ -133,7 +133,7 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     check = open_data(where, vit, preset.val_images, preset.val_split) if job.step != "search" and main else None
     rows: list[Row] = []
     # not for the predictors of DynamicViT and convolutions, which are random before training
-    measurable = job.pools or job.system == "plain" and preset.pretrained
+    measurable = job.pools or (job.system == "plain" and preset.pretrained)
     if check is not None and job.step == "finetune" and measurable and max_steps is None:
         rows.append(_measure(system.to(target), job, preset, recipe, check, "untouched", target))
     cost = macs(system)

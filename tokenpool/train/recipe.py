@@ -187,7 +187,7 @@ class Preset:
 
     def has_base(self, base: Job) -> bool:
         """Whether a base model exists without training."""
-        return base.name in self.shipped or self.pretrained and not base.qk
+        return base.name in self.shipped or (self.pretrained and not base.qk)
 
     def recipe(self, step: str) -> Recipe:
         return {"base": self.base, "search": self.search, "finetune": self.finetune}[step]
