@@ -30,6 +30,7 @@ from tokenpool.core.methods import Pooling, count, inertia, one_of
 from tokenpool.core.schedule import between, by_error, check_schedule, for_saving, geometric, levels
 from tokenpool.core.selection import grid_positions
 from tokenpool.models import attention as scored
+from tokenpool.models.saving import Saving
 from tokenpool.models.transformers import TransformersViT, as_timm
 
 POSITIONS = ("after_block", "before_mlp")
@@ -89,7 +90,7 @@ class _Plan:
     saving: float | None = None
 
 
-class PooledViT(nn.Module):
+class PooledViT(nn.Module, Saving):
     """A timm ViT that pools its patch tokens (paper, Fig. 1).
 
     Args:
