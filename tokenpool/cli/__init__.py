@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenpool.cli import weights
+from tokenpool.cli import probe, weights
 from tokenpool.train import Stop
 
 _EPILOG = """examples:
@@ -26,6 +26,7 @@ _EPILOG = """examples:
   tokenpool report                                 the board of everything measured so far
   tokenpool bench                                  is the saving in computations a saving in time? four minutes
   tokenpool weights vits14                         a ViT-S/14 for 224 px photographs, without a model hub
+  tokenpool probe --model vits14 --data FOLDER --out mine      a classifier for your own images
   tokenpool export pebbles_vit --saving 0.42 --out model.onnx
   tokenpool explore                                the course's explorers in the browser, without code
 
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="any timm ViT, or PRESET/MODEL, such as imagenet50_cpu/ti; default: the model that ships")
     run.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, .safetensors or .pth")
     run.add_argument("--pretrained", action="store_true", help="timm's public weights")
+    run.add_argument("--image-size", type=int, metavar="PX", help="positions are resampled; default: the model's own")
     run.add_argument("--data", default="pebbles", metavar="NAME",
                      help="pebbles, a folder (Parquet, or one folder a class), or a timm name; default: pebbles")
     run.add_argument("--split", default="validation", help="of the data; default: validation")
@@ -103,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("model", help="a timm ViT, such as deit_small_patch16_224")
     cost.add_argument("--saving", type=float, metavar="SHARE", help="share of the computations to save")
     cost.add_argument("--method", default="wk_medoids")
+    cost.add_argument("--image-size", type=int, metavar="PX", help="default: the model's own")
     cost.set_defaults(run=_macs)
 
     maps = commands.add_parser("dense", help="what lies where, from pooled tokens: mean IoU against computations",
@@ -167,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     file.set_defaults(run=_export)
 
     weights.add(commands)
+    probe.add(commands)
 
     page = commands.add_parser("explore", help="the explorers of the course as a page without code, in the browser",
                                description="Serve the explorers of the course as a page without code, to this machine "
@@ -272,6 +276,7 @@ def _export_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--counts", action="store_true", help="carry counts into later attention")
     one.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, .safetensors or .pth")
     one.add_argument("--pretrained", action="store_true", help="timm's public weights")
+    one.add_argument("--image-size", type=int, metavar="PX", help="positions are resampled; default: the model's own")
     one.add_argument("--rounds", type=int, default=7, metavar="N", help="of the timing; default: 7")
 
 
@@ -284,7 +289,7 @@ def _export(args: argparse.Namespace) -> None:
     from tokenpool.measure import export
     from tokenpool.models.published import NAMED
     export.check_path(args.out)
-    model = load_model(args.model, args.checkpoint, args.pretrained)
+    model = load_model(args.model, args.checkpoint, args.pretrained, args.image_size)
     way = dict(method=args.method, init=args.init, output=args.output, carry_counts=args.counts)
     if args.method in NAMED:
         if args.init or args.output or args.counts:
@@ -465,12 +470,15 @@ def _to_measure(args: argparse.Namespace) -> tuple:
     from tokenpool.models.vit import PooledViT
     from tokenpool.train.jobs import open_model
     from tokenpool.train.recipe import PRESETS
-    model = open_model(args.model, args.checkpoint, args.pretrained)
+    model = open_model(args.model, args.checkpoint, args.pretrained, image_size=args.image_size)
     PooledViT(model)                       # refuses what cannot be pooled, before anything is read
     comes_with_weights = args.model in WITH_WEIGHTS or ":" in args.model or args.model.split("/")[0] in PRESETS
     if not comes_with_weights and args.checkpoint is None and not args.pretrained:
         raise ValueError(f"{args.model} would have random weights, and every accuracy would be chance. "
                          "Add --pretrained or --checkpoint FILE.")
+    if not model.num_classes:
+        raise ValueError(f"{args.model} has no classifier. Fit one for your images first: tokenpool probe --model "
+                         f"{args.model} --data {args.data} --out FOLDER")
     return model, open_data(args.data, model, args.images, args.split, download=args.download)
 
 
@@ -638,7 +646,7 @@ def _print_sentences(sentences) -> None:
 def _macs(args: argparse.Namespace) -> None:
     import tokenpool as tp
     from tokenpool.data.weights import load_model
-    model = load_model(args.model)
+    model = load_model(args.model, image_size=args.image_size)
     print(f"plain   {tp.macs(model)}")
     if args.saving is not None:
         pooled = tp.PooledViT(model, saving=args.saving, method=args.method)

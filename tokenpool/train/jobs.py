@@ -50,11 +50,13 @@ def build_base(preset: Preset, job: Job) -> nn.Module:
 
 
 def open_model(name: str, checkpoint: Path | None = None, pretrained: bool = False,
-               results: Path = Path("results")) -> nn.Module:
+               results: Path = Path("results"), image_size: int | None = None) -> nn.Module:
     """`load_model`; "PRESET/MODEL" is the base model of a preset with its trained or shipped weights."""
     preset_name, slash, model = name.partition("/")
     if not slash or preset_name not in PRESETS:
-        return load_model(name, checkpoint, pretrained)
+        return load_model(name, checkpoint, pretrained, image_size)
+    if image_size:
+        raise ValueError(f"{name} is the base model of a preset, which has one image size. Leave --image-size out.")
     preset, job = load_preset(preset_name), Job(preset_name, "base", model)
     vit = build_base(preset, job)
     load_base(vit, preset, job, checkpoint, results)
