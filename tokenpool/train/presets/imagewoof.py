@@ -20,6 +20,6 @@ PRESET = Preset(
     finetune=Recipe(epochs=1, lr=1e-5, **_MILD),
     penalties=(1e-5, 3e-5, 1e-4),
     budgets=(0.42, 0.6),
-    expects="One core of an AMD EPYC with AVX-512: a step takes 3.2 images/s plain and 5.1 at 42 % saved in bf16 (1.9 and "
-            "3.5 in float32), so about 20 and 12 minutes a finetuning.",
+    expects="One core of an AMD EPYC with AVX-512: training at 3.2 images/s plain, 5.1 at 42 % saved, both in bf16 "
+            "(float32: 1.9 and 3.5), so a finetuning takes about 20 and 12 minutes.",
 )
