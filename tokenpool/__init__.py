@@ -5,6 +5,7 @@
     vit = timm.create_model("deit_small_patch16_224")
     pooled = tp.PooledViT(vit, saving=0.42)         # shares vit's parameters
     logits = pooled(images)
+    pooled.save("folder")                           # and tp.load("folder") gives it back
 """
 
 import importlib
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from tokenpool.models.attention import significance
     from tokenpool.models.model_cost import macs
     from tokenpool.models.trace import Trace
-    from tokenpool.models.vit import OFF_THE_SHELF, PooledViT
+    from tokenpool.models.vit import OFF_THE_SHELF, PooledViT, load
 
 __version__ = "0.1.0"
-__all__ = ["OFF_THE_SHELF", "Cost", "Pooled", "PooledViT", "Trace", "init_names", "macs", "method_names", "pool_tokens",
-           "significance"]
+__all__ = ["OFF_THE_SHELF", "Cost", "Pooled", "PooledViT", "Trace", "init_names", "load", "macs", "method_names",
+           "pool_tokens", "significance"]
 
 #: imported when they are first used: `tokenpool --help` need not wait for torch
 _HOMES = {"Pooled": "core.pooling", "Cost": "core.cost", "init_names": "core.methods",
           "method_names": "core.methods", "pool_tokens": "core.pooling", "significance": "models.attention",
-          "OFF_THE_SHELF": "models.vit", "PooledViT": "models.vit", "Trace": "models.trace",
+          "OFF_THE_SHELF": "models.vit", "PooledViT": "models.vit", "load": "models.vit", "Trace": "models.trace",
           "macs": "models.model_cost"}
 
 

@@ -27,6 +27,8 @@ COMMANDS = {
         "macs": "multiply-accumulates of a model, plain and pooled",
     },
     "train": {
+        "weights": "download vits14, a real ViT-S/14, from the package index",
+        "probe": "fit a classifier for your own images on a model's frozen features",
         "train": "step 1: train a base model",
         "search": "step 2: learn how many tokens to keep after each block",
         "finetune": "step 3: continue training with the pooling in",

@@ -9,25 +9,28 @@ from tokenpool.measure.options import option
 
 @dataclass(frozen=True)
 class ModelOptions:
-    model: str = option("pebbles_vit", "any timm ViT, or PRESET/MODEL such as imagenet50_cpu/ti")
+    model: str = option("pebbles_vit", "any timm ViT, vits14, or PRESET/MODEL such as imagenet50_cpu/ti")
     checkpoint: Path | None = option(None, "weights, .safetensors or .pth", "FILE")
     pretrained: bool = option(False, "timm's public weights")
+    image_size: int | None = option(None, "side of the images in pixels, positions are resampled; default: the model's",
+                                    "PX")
 
     @property
     def trained(self) -> bool:
         """Whether the weights are anything but random."""
+        from tokenpool.data.weights import WITH_WEIGHTS
         from tokenpool.train.recipe import PRESETS
-        brings_weights = self.model == "pebbles_vit" or ":" in self.model or self.model.split("/")[0] in PRESETS
+        brings_weights = self.model in WITH_WEIGHTS or ":" in self.model or self.model.split("/")[0] in PRESETS
         return brings_weights or self.checkpoint is not None or self.pretrained
 
     def open(self) -> Any:
         from tokenpool.train.jobs import open_model
-        return open_model(self.model, self.checkpoint, self.pretrained)
+        return open_model(self.model, self.checkpoint, self.pretrained, image_size=self.image_size)
 
 
 @dataclass(frozen=True)
 class OneModel(ModelOptions):
-    model: str = option(MISSING, "pebbles_vit, any timm ViT such as deit_small_patch16_224, PRESET/MODEL or "
+    model: str = option(MISSING, "pebbles_vit, vits14, any timm ViT such as deit_small_patch16_224, PRESET/MODEL or "
                         "local-dir:FOLDER", "MODEL", flag="")
 
 
@@ -82,4 +85,7 @@ def to_measure(model: ModelOptions, data: DataOptions) -> tuple[Any, Any]:
     if not model.trained:
         raise ValueError(f"{model.model} has random weights, so every accuracy would be a random guess. "
                          "Add --pretrained or --checkpoint FILE.")
+    if not opened.num_classes:
+        raise ValueError(f"{model.model} has no classifier. Fit one for your images first: tokenpool probe --model "
+                         f"{model.model} --data {data.data} --out FOLDER")
     return opened, open_data(data.data, opened, data.images, data.split, download=data.download)

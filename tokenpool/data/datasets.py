@@ -71,7 +71,7 @@ def open_data(name: str, model: nn.Module, count: int | None = None, split: str 
         images, labels, _ = Pebbles(seed=TEST_SEED, size=model.patch_embed.img_size[0]).batch(range(count or 600))
         batches = list(zip(scale(images).split(batch_size), torch.from_numpy(labels).split(batch_size), strict=True))
         return Images(name, len(labels), batches, min(batch_size, len(labels)))
-    data = find(name, split, _transform(model), download)
+    data = find(name, split, transform_of(model), download)
     if count is not None and count < len(data):
         data = torch.utils.data.Subset(data, spread(len(data), count))
     loader: Any = DataLoader(data, batch_size=batch_size, shuffle=False, num_workers=0)
@@ -88,9 +88,9 @@ def open_unlabelled(name: str, model: nn.Module, split: str = "validation", coun
     if name == "pebbles":
         return scale(Pebbles(seed=FIT_SEED, size=model.patch_embed.img_size[0]).batch(range(count))[0]), "other pebbles"
     try:
-        data, used = find(name, "train", _transform(model), download), "train"
+        data, used = find(name, "train", transform_of(model), download), "train"
     except (ValueError, OSError):
-        data, used = find(name, split, _transform(model), download), split
+        data, used = find(name, split, transform_of(model), download), split
     where = spread(len(data), min(count, len(data)))
     return torch.stack([data[i][0] for i in where]), f"the split {used!r}"
 
@@ -100,7 +100,8 @@ def spread(total: int, count: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def _transform(model: nn.Module) -> Any:
+def transform_of(model: nn.Module) -> Any:
+    """From a PIL image to what the model expects."""
     from timm.data import create_transform, resolve_data_config
 
     config = resolve_data_config({"input_size": (3, *model.patch_embed.img_size)}, model=model)

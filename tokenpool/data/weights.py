@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import timm
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
 import tokenpool.models  # noqa: F401  timm then knows pebbles_vit
 from tokenpool.core.checks import one_of
+from tokenpool.data import vits14
+from tokenpool.data.checkpoints import load_into
 
 SHIPPED = "pebbles_vit"
+#: models that `load_model` gives trained weights without being asked
+WITH_WEIGHTS = (SHIPPED, "vits14")
 
 
 def data_folder() -> Path:
@@ -40,14 +42,18 @@ def shipped_weights(name: str = f"{SHIPPED}/model.safetensors") -> Path:
     return path
 
 
-def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: bool = False) -> nn.Module:
+def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: bool = False,
+               image_size: int | None = None) -> nn.Module:
     """A timm model by name, in evaluation mode, with its weights.
 
     Args:
-        name: any timm model name, pebbles_vit, deit_e252_patch16_224, deit_e318_patch16_224, or timm's
+        name: any timm model name, pebbles_vit, vits14, deit_e252_patch16_224, deit_e318_patch16_224, or timm's
             "local-dir:FOLDER" and "hf-hub:USER/NAME", which bring their weights.
-        checkpoint: .safetensors or .pth file. None: the shipped weights for pebbles_vit, else random ones.
+        checkpoint: .safetensors or .pth file of any image size; the model gets the file's classifier, or none if the
+            file has none. None: the shipped weights for pebbles_vit, those that
+            `tokenpool weights vits14` fetched for vits14, else random ones.
         pretrained: timm's public weights, from its cache or the network.
+        image_size: side of the images in pixels; None: the model's own. Position embeddings are resampled.
 
     Raises:
         ValueError: an unknown name, or a checkpoint that is damaged or of another model.
@@ -61,7 +67,7 @@ def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: 
                          "Use local-dir:FOLDER or hf-hub:USER/NAME.")
     fetch = checkpoint is None and (pretrained or bool(colon))
     try:
-        model = timm.create_model(name, pretrained=fetch)
+        model = timm.create_model(name, pretrained=fetch, **({"img_size": image_size} if image_size else {}))
     except Exception as error:      # the hub's client, its HTTP library and timm each raise their own
         if not fetch:
             raise
@@ -71,38 +77,22 @@ def load_model(name: str = SHIPPED, checkpoint: Path | None = None, pretrained: 
         raise OSError(f"The public weights of {name} are not in the cache and could not be fetched "
                       f"({type(error).__name__}). Connect to the network once (HF_ENDPOINT names another hub), or pass "
                       "--checkpoint FILE.") from error
+    patch = model.patch_embed.patch_size[0] if image_size else 1
+    if image_size and image_size % patch:
+        raise ValueError(f"Got image size {image_size} for {name}, whose patches are {patch} pixels wide. "
+                         f"Use {image_size // patch * patch or patch} or {(image_size // patch + 1) * patch}.")
     if checkpoint is None and name == SHIPPED and not pretrained:
         checkpoint = shipped_weights()
     if checkpoint is not None:
-        load_into(model, name, Path(checkpoint))
+        load_into(model, name, Path(checkpoint), any_classes=True)
+    elif name == "vits14":
+        head = {f"head.{k}": v for k, v in load_file(shipped_weights("vits14/head.safetensors")).items()}
+        model.load_state_dict(vits14.backbone(model.patch_embed.img_size[0]) | head)
     return model.eval()
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0]
-
-
-def load_into(model: nn.Module, name: str, path: Path) -> None:
-    """Weights from a .safetensors or .pth file into a model; `name` is for the error messages."""
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path}. Give the path of a .safetensors or .pth file.")
-    try:
-        state: Any = (load_file(path) if path.suffix == ".safetensors" else
-                      torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:         # safetensors and pickle raise errors of many kinds
-        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: {_first_line(error)}). "
-                         "Copy or download it again.") from error
-    for key in ("model", "state_dict"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict.")
-    own = model.state_dict()
-    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
-    extra = [k for k in state if k not in own]
-    if wrong or extra:
-        raise ValueError(f"{path} does not fit {name}: {len(wrong)} tensors missing or of another shape, "
-                         f"{len(extra)} too many (first: {(wrong + extra)[0]}). Use the --model it was trained as.")
-    model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
 
 
 def sha256(path: Path) -> str:

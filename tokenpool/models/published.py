@@ -59,14 +59,15 @@ NAMED_METHODS = (
 
 #: name -> options of PooledViT; without those whose name is a method's
 NAMED = {c.name: c.options for c in NAMED_METHODS if not c.fitted and c.name not in METHODS}
+_OPTIONS = NAMED | {c.name: c.options for c in NAMED_METHODS if c.fitted}
 
-#: those that can be trained: their names are part of a run's folder
-TRAINABLE = tuple(name for name in NAMED if " " not in name)
+#: methods that can be finetuned; their names are part of a run's folder
+TRAINABLE = tuple(name for name in _OPTIONS if " " not in name)
 
 
 def options_of(name: str, init: str = "", counts: bool = False) -> dict[str, Any]:
     """Options of PooledViT for a named method, or for a method with its init and counts."""
-    return NAMED.get(name) or dict(method=name, init=init or None, carry_counts=counts)
+    return _OPTIONS.get(name) or dict(method=name, init=init or None, carry_counts=counts)
 
 
 def chosen(methods: Sequence[str] | None) -> tuple[NamedMethod, ...]:

@@ -29,6 +29,7 @@ from tokenpool.core.selection import grid_positions
 from tokenpool.models import calibrate
 from tokenpool.models.attention import SCORES, Wanted, attention_half, attentions, mlp_half, run_block
 from tokenpool.models.model_cost import PooledShape, model_shape, patches, schedule_for_saving
+from tokenpool.models.saving import Saving
 from tokenpool.models.supported import refuse_unsupported
 from tokenpool.models.trace import Trace, TraceStep
 from tokenpool.models.transformers import TransformersViT, as_timm
@@ -58,7 +59,7 @@ class State:
     score: Tensor | None = None             # (B, N) and the significance of its tokens, where it needed one
 
 
-class PooledViT(nn.Module):
+class PooledViT(nn.Module, Saving):
     """A timm ViT that pools its patch tokens (paper, Fig. 1).
 
     Args:
@@ -423,3 +424,6 @@ def _rope_of(rope: Tensor, origin: Tensor | None) -> Tensor:
     if rope.ndim == 2:
         return rope[origin].unsqueeze(1)                  # (B, 1, n, d)
     return rope[:, origin].transpose(0, 1)                # (B, heads, n, d)
+
+
+load = PooledViT.load

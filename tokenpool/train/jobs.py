@@ -51,14 +51,16 @@ def build_base(preset: Preset, job: Job) -> nn.Module:
 
 
 def open_model(name: str, checkpoint: Path | None = None, pretrained: bool = False,
-               results: Path = Path("results")) -> nn.Module:
+               results: Path = Path("results"), image_size: int | None = None) -> nn.Module:
     """`load_model`; "PRESET/MODEL" is the base model of a preset with its trained or shipped weights."""
     preset_name, slash, model = name.partition("/")
     if not slash or preset_name not in PRESETS:
-        return load_model(name, checkpoint, pretrained)
+        return load_model(name, checkpoint, pretrained, image_size)
+    if image_size:
+        raise ValueError(f"{name} is the base model of a preset, which has one image size. Leave --image-size out.")
     preset, job = load_preset(preset_name), Job(preset_name, "base", model)
     vit = build_base(preset, job)
-    load_into(vit, name, checkpoint or base_weights(preset, job, results))
+    load_base(vit, preset, job, checkpoint, results)
     return vit.eval()
 
 
@@ -77,6 +79,14 @@ def build_system(vit: nn.Module, job: Job, results: Path | None = None) -> Any:
     schedule = list(load_schedule(job.schedule, results)) if job.schedule else None
     return PooledViT(vit, schedule, saving=None if schedule else job.saving, seed=job.seed,
                      **options_of(job.system, job.init, job.counts))
+
+
+def load_base(vit: nn.Module, preset: Preset, job: Job, checkpoint: Path | None, results: Path) -> None:
+    """Give a base model its weights: from a file, from where its pretrained model has them, or from its own run."""
+    if preset.pretrained and not job.qk and checkpoint is None:
+        vit.load_state_dict(load_model(preset.models[job.model][0]).state_dict())
+    else:
+        load_into(vit, f"{preset.name}/{job.model}", checkpoint or base_weights(preset, job, results))
 
 
 def base_weights(preset: Preset, job: Job, results: Path) -> Path:
@@ -115,7 +125,7 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     say = say if main else _silent
     vit = build_base(preset, job)
     if job.step != "base" or checkpoint is not None:
-        load_into(vit, f"{preset.name}/{job.model}", checkpoint or base_weights(preset, job, results))
+        load_base(vit, preset, job, checkpoint, results)
     system = build_system(vit, job, results)
     where = data or preset.data
     if data is None and where.startswith(".") and not Path(where).is_dir():
@@ -126,7 +136,8 @@ def run(job: Job, results: Path = Path("results"), *, settings: dict[str, str] |
     check = open_data(where, vit, preset.val_images, preset.val_split) if job.step != "search" and main else None
     rows: list[Row] = []
     # not for the predictors of DynamicViT and convolutions, which are random before training
-    if check is not None and job.step == "finetune" and job.pools and max_steps is None:
+    measurable = job.pools or (job.system == "plain" and preset.pretrained)
+    if check is not None and job.step == "finetune" and measurable and max_steps is None:
         rows.append(_measure(system.to(target), job, preset, recipe, check, "untouched", target))
     cost = macs(system)
     say(f"{job.name}: {cost}")

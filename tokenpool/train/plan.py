@@ -93,6 +93,6 @@ def plan(figures: Iterable[str], preset: Preset, seeds: int = 1) -> list[Job]:
         for figure in chosen:
             wanted |= dict.fromkeys(FIGURES[figure][1](preset, seeds))
     needed = [j.base for j in wanted if j.step != "base"]
-    jobs = dict.fromkeys(j for j in [*needed, *wanted] if not (j.step == "base" and j.name in preset.shipped))
+    jobs = dict.fromkeys(j for j in [*needed, *wanted] if not (j.step == "base" and preset.has_base(j)))
     # all methods with one seed before the next seed
     return sorted(jobs, key=lambda j: (STEPS.index(j.step), j.seed if j.step == "finetune" else 0))

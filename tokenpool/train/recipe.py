@@ -191,12 +191,17 @@ class Preset:
     finetune_images: int | None = None
     val_images: int | None = None
     shipped: Mapping[str, str] = field(default_factory=dict)   # base run -> its weights under data/
+    pretrained: bool = False            # the base model is load_model's, with the weights that it comes with
+
+    def has_base(self, base: Job) -> bool:
+        """Whether a base model exists without training."""
+        return base.name in self.shipped or (self.pretrained and not base.qk)
 
     def recipe(self, step: str) -> Recipe:
         return {"base": self.base, "search": self.search, "finetune": self.finetune}[step]
 
 
-PRESETS = ("pebbles", "imagenet50_cpu", "imagenet50", "imagenet1k")
+PRESETS = ("pebbles", "imagenet50_cpu", "imagenet50", "imagenet1k", "imagewoof")
 
 
 def load_preset(name: str) -> Preset:
