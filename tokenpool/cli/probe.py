@@ -16,8 +16,8 @@ from tokenpool.measure.options import option
 @dataclass(frozen=True)
 class Options:
     data: str = option(MISSING, "labelled images: a folder of Parquet files, or of one folder a class", "FOLDER")
-    split: str = option("train", "of the data, to fit on")
     out: Path = option(MISSING, "for the model, and its cached features", "FOLDER")
+    split: str = option("train", "of the data, to fit on")
 
 
 def run(options: Options, model: ModelOptions) -> None:
