@@ -70,7 +70,7 @@ class Saving(ModelHubMixin, library_name="tokenpool", tags=["token-pooling"]):
                              f"{' and '.join(missing) or 'the entry tokenpool of config.json'} is missing. "
                              "Wrap a ViT in tokenpool.PooledViT and save that.")
         vit = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        pooled: Any = cls(vit, **config["tokenpool"])             # type: ignore[call-arg]
+        pooled: Any = cls(vit, **config["tokenpool"])
         return pooled.eval()
 
 

@@ -360,7 +360,7 @@ def judge(claim: Claim, table: Table) -> Verdict:
 def _fully_connected(claim: Claim) -> Verdict:
     import timm
 
-    from tokenpool.models.vit import macs
+    from tokenpool.models.model_cost import macs
     shares = {name: macs(timm.create_model(f"deit_{size}_patch16_224")).shares
               for name, size in (("DeiT-Ti", "tiny"), ("DeiT-S", "small"))}
     holds = all(s["fully_connected"] > 0.8 and s["attention"] < 0.15 for s in shares.values())
