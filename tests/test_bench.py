@@ -385,5 +385,5 @@ def test_a_stopped_run_says_that_it_goes_on(finished, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Resuming a stopped run" in said
     assert "Whole models against the plain model, forward" in said
-    assert "yield" in said
+    assert "efficiency" in said
     assert (tmp_path / "bench.csv").read_text() == (finished / "bench.csv").read_text()

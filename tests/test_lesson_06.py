@@ -103,7 +103,7 @@ def test_exercise_c_is_what_the_claims_are_judged_by():
     draw = np.random.default_rng(0)
     for runs in ((1, 1), (1, 2), (3, 2)):
         ours, theirs = (draw.random((r, 300)) < p for r, p in zip(runs, (0.6, 0.5), strict=True))
-        a, b = (pd.DataFrame({"right": [pack(row) for row in rows], "images": 300, "data": "x"})
+        a, b = (pd.DataFrame({"right": [pack(row) for row in rows], "images": 300, "data": "x", "stage": "finetuned"})
                 for rows in (ours, theirs))
         wanted = gap(a, b, 0.01)
         value, half, _ = toys.beyond_noise.solution(torch.tensor(ours).float(), torch.tensor(theirs).float(), 0.01)

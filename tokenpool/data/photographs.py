@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+FIVE = ("cat", "coffee", "astronaut", "temple", "flower")
 
-def photographs(size: int = 64) -> dict[str, np.ndarray]:
-    """Six photographs of scikit-image and scikit-learn, square: name -> (3, size, size) uint8.
+
+def photographs(size: int = 64, names: Sequence[str] = FIVE) -> dict[str, np.ndarray]:
+    """Photographs of scikit-image and scikit-learn ("rocket" too), square: name -> (3, size, size) uint8.
 
     None of their files is copied into this project. Sources and licences: see data/README.md.
     """
     from skimage import data as skimage_data
     from sklearn.datasets import load_sample_image
 
-    found = {"cat": skimage_data.chelsea(), "coffee": skimage_data.coffee(), "astronaut": skimage_data.astronaut(),
-             "temple": load_sample_image("china.jpg"), "flower": load_sample_image("flower.jpg"),
-             "rocket": skimage_data.rocket()}
-    return {name: square(Image.fromarray(np.asarray(pixels)), size) for name, pixels in found.items()}
+    sources = {"cat": skimage_data.chelsea, "coffee": skimage_data.coffee, "astronaut": skimage_data.astronaut,
+               "temple": lambda: load_sample_image("china.jpg"), "flower": lambda: load_sample_image("flower.jpg"),
+               "rocket": skimage_data.rocket}
+    return {name: square(Image.fromarray(np.asarray(sources[name]())), size) for name in names}
 
 
 def read_image(path: Path, size: int = 64) -> np.ndarray:

@@ -104,8 +104,9 @@ def photograph(name: str, pixels: np.ndarray, vit: Any, blocks: Sequence[int] = 
 
 def shipped() -> list[Photograph]:
     """Six photographs of scikit-image and scikit-learn with their trees at 448 px, from vits14 (see data/README.md)."""
-    stored, images = np.load(data_folder() / "clusters" / "vits14-448.npz"), photographs(SIZE)
-    names = dict.fromkeys(key.split("/")[0] for key in stored.files)
+    stored = np.load(data_folder() / "clusters" / "vits14-448.npz")
+    names = list(dict.fromkeys(key.split("/")[0] for key in stored.files))
+    images = photographs(SIZE, names)
     return [Photograph(name, images[name], (SIZE // 14, SIZE // 14),
                        *({b: stored[f"{name}/{what}/{b}"] for b in BLOCKS} for what in ("trees", "ranks")))
             for name in names]

@@ -99,7 +99,7 @@ def curves(panels: Mapping[str, Sequence[Line]], x: str | Sequence[str], y: str,
                 array=np.subtract(line.high, line.y).round(4).tolist(),
                 arrayminus=np.subtract(line.y, line.low).round(4).tolist())
             figure.add_scatter(
-                x=np.round(line.x, 4).tolist(), y=np.round(line.y, 4).tolist(), name=line.name, legendgroup=line.name,
+                x=np.round(line.x, 6).tolist(), y=np.round(line.y, 6).tolist(), name=line.name, legendgroup=line.name,
                 legendrank=rank.setdefault(line.name, len(rank) + 1), showlegend=first, mode=line.mode,
                 visible="legendonly" if line.hidden else True, line=dict(color=colour, dash=dash, width=line.width),
                 marker=dict(symbol=symbol, size=9), error_y=bars, text=list(line.hover) or None,

@@ -144,7 +144,7 @@ class Lab:
             return tokenpool.PooledViT(self.vit).trace(x).steps[block].tokens, score
 
     def photographs(self, size: int = 64) -> dict[str, np.ndarray]:
-        """Six photographs from scikit-image and scikit-learn: name -> (3, size, size) uint8."""
+        """Five photographs from scikit-image and scikit-learn: name -> (3, size, size) uint8."""
         from tokenpool.data.photographs import photographs
         return photographs(size)
 
