@@ -24,11 +24,11 @@ SECTION = re.compile(r"^## (A new [\w ]+): (\d) places?\n(.*?)(?=^## |\Z)", re.M
 USES = {
     "A new method": ("""
         x = torch.arange(12.0).reshape(1, 6, 2)
-        print(tp.pool_tokens(x, 2, method="first").tokens.flatten().tolist())
-        pooled = tp.PooledViT(timm.create_model("pebbles_vit").eval(), saving=0.42, method="first")
+        print(tp.pool_tokens(x, 2, method="longest").tokens.flatten().tolist())
+        pooled = tp.PooledViT(timm.create_model("pebbles_vit").eval(), saving=0.42, method="longest")
         print(tuple(pooled(torch.zeros(2, 3, 64, 64)).shape), tp.macs(pooled).clustering)
-        print(main(["macs", "deit_tiny_patch16_224", "--saving", "0.42", "--method", "first"]))
-        """, "[0.0, 1.0, 2.0, 3.0]", "(2, 30) 0", "0"),
+        print(main(["macs", "deit_tiny_patch16_224", "--saving", "0.42", "--method", "longest"]))
+        """, "[8.0, 9.0, 10.0, 11.0]", "(2, 30) 0", "0"),
     "A new score": ("""
         pooled = tp.PooledViT(timm.create_model("pebbles_vit").eval(), saving=0.42, score="strongest", method="top_k")
         print(tuple(pooled(torch.zeros(2, 3, 64, 64)).shape))

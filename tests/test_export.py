@@ -126,7 +126,7 @@ def test_an_operator_that_is_not_supported_is_one_sentence(tmp_path):
     (["pebbles_vit", "--out", "model.bin"], "Use .onnx (ONNX) or .pt2"),
     (["pebbles_vit", "--out", "m.onnx", "--saving", "0.42", "--method", "topk"],
      "Unknown method 'topk'. Did you mean 'top_k'"),
-    (["pebbles_vit", "--out", "m.onnx", "--saving", "0.42", "--schedule", "3"], "say twice how many tokens"),
+    (["pebbles_vit", "--out", "m.onnx", "--saving", "0.42", "--schedule", "3"], "both say how many tokens"),
     (["resnet18", "--out", "m.onnx"], "cannot be pooled")])
 def test_mistakes_get_one_sentence(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -54,17 +54,6 @@ def test_rows_merge_without_conflict_and_come_back_the_same(tmp_path):
     assert set(again.cards) == set(evidence.cards)
 
 
-def test_rows_of_before_training_are_still_read(tmp_path):
-    old = measured.COLUMNS[:measured.COLUMNS.index("date") + 1]
-    path = tmp_path / "results.csv"
-    path.write_text(",".join(old) + "\n" + ",".join(str(getattr(row(), c)) for c in old) + "\n")
-    store = Results(path)
-    assert store.rows[0].stage == "untouched"
-    store.add(row("top_k"))
-    assert [r.method for r in Results(path).rows] == ["wk_medoids", "top_k"]
-    assert path.read_text().splitlines()[0] == ",".join(measured.COLUMNS)
-
-
 def test_what_ships_is_what_the_documents_say():
     """docs/reproduction.md is written from the rows; after a change of either, write it again."""
     done = subprocess.run([sys.executable, "tools/write_reproduction.py"], cwd=ROOT, capture_output=True, text=True)

@@ -171,7 +171,7 @@ def test_without_onnx_one_sentence_says_what_to_install(monkeypatch):
 
 def test_weights_of_another_name(capsys):
     assert cli.main(["weights", "vits41"]) == 2
-    assert "Did you mean 'vits14'?" in capsys.readouterr().err
+    assert "vits41: use vits14" in capsys.readouterr().err
 
 
 @needs_wheel
