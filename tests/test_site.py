@@ -90,7 +90,7 @@ def test_the_front_page_lists_the_course(site):
     for notebook in NOTEBOOKS:
         row = re.search(rf"<tr[^>]*>(?:(?!</tr>).)*notebooks/{notebook.path.stem}\.html.*?</tr>", front, re.S)[0]
         assert f"<p>{notebook.head.minutes}</p>" in row
-    for page in ("board", "reproduction", "choices", "instructor", "api"):
+    for page in ("board", "clusters", "reproduction", "choices", "instructor", "api"):
         assert f'href="{page}.html"' in front
 
 

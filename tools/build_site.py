@@ -28,7 +28,8 @@ from notebook_pages import Notebook, Unfit, fenced, outputs, relink, source, tag
 ROOT = Path(__file__).resolve().parents[1]
 #: pages besides docs/*.md and the notebooks
 DOCUMENTS = {"README.md": "index.md", "docs/index.md": "index.md", "CONTRIBUTING.md": "contributing.md",
-             "CHANGELOG.md": "changelog.md", "data/README.md": "data.md", "docs/board.html": "board.html"}
+             "CHANGELOG.md": "changelog.md", "data/README.md": "data.md", "docs/board.html": "board.html",
+             "docs/clusters.html": "clusters.html"}
 #: files that pages fetch, taken from installed packages: one copy, no network
 PLOTLY, MATHS = ("plotly", "package_data/plotly.min.js"), ("ziamath", "fonts/STIXTwoMath-Regular.ttf")
 _TABLE = re.compile(r"<!-- notebooks:.*?-->", re.S)
@@ -157,6 +158,14 @@ def write_board(path: Path) -> None:
     path.write_text(page, encoding="utf-8")
 
 
+def write_clusters(path: Path) -> None:
+    """Fig. 1c with its slider, leading back to the course."""
+    from tokenpool.report import clusters
+    page = clusters.write_page(path, clusters.shipped()).read_text(encoding="utf-8")
+    path.write_text(page.replace("<main>", '<main><p class="soft"><a href="index.html">The course</a></p>', 1),
+                    encoding="utf-8")
+
+
 # ---- Sphinx ----
 
 def sphinx(pages: Path, out: Path, builder: str) -> subprocess.Popen[str]:
@@ -214,11 +223,13 @@ def build(out: Path, folder: Path) -> list[str]:
         pages, built = Path(temporary) / "pages", Path(temporary) / "site"
         assemble(pages, notebooks_in(folder))
         running = sphinx(pages, built, "html")
-        board = Path(temporary) / "board.html"
+        board, clusters = Path(temporary) / "board.html", Path(temporary) / "clusters.html"
         write_board(board)
+        write_clusters(clusters)
         if problems := finish(running, pages):
             return problems
         shutil.move(board, built / "board.html")
+        shutil.move(clusters, built / "clusters.html")
         for file in (PLOTLY, MATHS):
             shutil.copy(package_file(*file), built / "_static")
         problems = check(built)

@@ -113,7 +113,7 @@ def _table(rows: pd.DataFrame) -> Listing:
 
 @torch.inference_mode()
 def _clusters(model: nn.Module) -> dict[str, Any]:
-    """The paper's Which patches share a token, per image, method and block."""
+    """Which patches share a token, per image, method and block (after the paper's Fig. 1c)."""
     size = model.patch_embed.img_size[0]
     scenes, labels, _ = Pebbles(seed=4, size=size).batch(range(4))
     images = {f"pebbles {i + 1} ({CLASSES[c][0]} and {CLASSES[c][1]})": scenes[i] for i, c in enumerate(labels)}
