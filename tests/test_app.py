@@ -225,6 +225,7 @@ def test_a_process_that_could_not_start_is_tried_again():
     assert kernels.filled == 0
 
 
+@pytest.mark.slow
 def test_the_limit_and_the_end_of_abandoned_pages():
     """One page at a time and five seconds without a browser, on a real server: a second page is refused in words, the
     first one's process goes, and the one that waits stays and becomes the next page."""

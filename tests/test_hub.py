@@ -117,6 +117,7 @@ def test_public_weights_are_fetched_cached_and_used_offline(weights, images, tmp
     assert len(fingerprints(tmp_path / "a")) == 1
 
 
+@pytest.mark.slow              # huggingface_hub tries several times
 def test_no_network_and_no_cache_is_one_sentence(images, tmp_path):
     hub = Hub({})
     hub.close()                                                     # an address where nobody listens

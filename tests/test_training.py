@@ -104,7 +104,8 @@ def wait_for(condition, process=None, seconds=100):
     return False
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "Ctrl-C"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+                         ids=["SIGKILL", "Ctrl-C"])
 def test_a_killed_command_goes_on_to_the_same_weights(how, tmp_path, small_run):
     out = ["finetune", "--system", "wk_medoids", "--saving", "0.5", *SMALL, "--out", str(tmp_path)]
     folder = tmp_path / "pebbles" / "finetune-vit-wk_medoids-save50-s0"
@@ -305,6 +306,7 @@ def losses(folder):
     return {int(r["step"]): float(r["loss"]) for r in csv.DictReader((folder / "metrics.csv").open())}
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_and_share_checkpoints(tmp_path):
     command = ["finetune", "--preset", "pebbles", "--system", "wk_medoids", "--saving", "0.5", "--images", "512",
                *WITHOUT_CHANCE, "--checkpoint-steps", "8", "--no-tensorboard", "--device", "cpu"]
@@ -322,6 +324,7 @@ def test_two_processes_train_like_one_and_share_checkpoints(tmp_path):
     assert all(torch.allclose(w[k].float(), v[k].float(), atol=2e-3) for k in w)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_job_with_one_clear_sentence_and_one_process_goes_on(tmp_path):
     command = ["finetune", "--preset", "pebbles", "--system", "wk_medoids", "--saving", "0.5", "--images", "512",
                "--set", "batch_size=32", "epochs=4", "accumulate=1", "--checkpoint-steps", "4", "--no-tensorboard",

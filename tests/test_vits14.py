@@ -235,6 +235,7 @@ def test_images_are_prepared_at_224_px_without_cropping():
     assert config["mean"] == (0.485, 0.456, 0.406)
 
 
+@pytest.mark.slow
 @needs_weights
 @needs_photographs
 @torch.inference_mode()
