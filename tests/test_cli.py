@@ -150,7 +150,9 @@ def test_a_full_disk_is_said(tmp_path, capsys, monkeypatch):
 
 def test_ctrl_c_loses_nothing(tmp_path):
     command = [sys.executable, "-m", "tokenpool.cli", "reproduce", "--images", "200", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # the signal may be ignored here, as in a shell's background job, and children inherit that
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     csv = tmp_path / "results.csv"
     seen = 0
     for _ in range(2000):

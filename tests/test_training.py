@@ -89,8 +89,10 @@ SMALL = ["--preset", "pebbles", "--images", "512", "--set", "epochs=6", "batch_s
 
 
 def start(arguments, **environment):
+    # Ctrl-C may be ignored here, as in a shell's background job, and children inherit that
     return subprocess.Popen([sys.executable, "-m", "tokenpool.cli", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                             env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
