@@ -75,7 +75,7 @@ MUTANTS = [
      "test_vit.py -k rotary"),
     ("models.trace.TraceStep.labels", "labels.gather(1, self._before.labels)", "labels",
      "test_vit.py -k trace_follows"),
-    ("measure.rows._parse", 'text[:text.rfind("\\n") + 1]', "text", "test_rows.py -k cut_off_line"),
+    ("measure.rows._parse", 'text[:text.rfind("\\n") + 1]', "text", "test_rows.py -k cut_off_anywhere"),
     ("data.weights.shipped_weights", "sha256(path) != ...", "False", "test_weights.py -k damaged"),
     ("data.pebbles.Pebbles._draw", "[self.seed, i]", "[self.seed, row]", "test_pebbles.py -k every_batch"),
     # training: what a checkpoint must bring back, which process sees which image, what must not go unnoticed
@@ -140,7 +140,7 @@ MUTANTS = [
     ("report.stats.mean_gap", "_mean_right(a, n) - _mean_right(b, n)", "_mean_right(b, n) - _mean_right(a, n)",
      "test_compare.py -k paired"),
     ("measure.compare._Comparison.at_time", "abs(ready.time / share - 1) > _MISSED", "False",
-     "test_compare.py -k clock_that_counts"),
+     "test_compare.py -k became_slower"),
     ("measure.compare.read_off", "falling[i - 1] - share", "share", "test_compare.py -k read_off"),
     ("core.kernels.cpu._total", "total += d[token, m] * mass[m]", "total += d[token, m]",
      "test_kernels.py -k 'medoids and numba'"),
@@ -185,4 +185,14 @@ MUTANTS = [
      "test_export.py -k 'any_number and top_k'"),
     ("measure.export.Comparison.equal", "self.same_top1 == self.images", "True", "test_export.py -k same_means"),
     ("report.board.read", "rows[key].date <= row.date", "rows[key].date > row.date", "test_pages.py -k merge_without"),
+    # one sweep, files that lie about, Fig. 1c
+    ("measure.sweep.sweep", "row.code == origin['code']", "True", "test_sweep.py -k left_aside"),
+    ("data.checkpoints.read_checkpoint", "('teacher', 'model', 'module', 'state_dict')", "('model', 'state_dict')",
+     "test_checkpoints.py -k dinos_teacher"),
+    ("models.saving.Saving._save_pretrained", "pooled.schedule and list(pooled.schedule)", "None",
+     "test_saving.py -k to_the_bit"),
+    ("report.clusters.merge_tree", "nn.functional.normalize(tokens.double(), dim=1)", "tokens.double()",
+     "test_clusters.py -k scikit_learn"),
+    ("report.clusters.cut", "first == b", "first == a", "test_clusters.py -k scikit_learn"),
+    ("report.clusters.paint", "np.bincount(group.ravel())[:, None]", "1", "test_clusters.py -k images_by_hand"),
 ]

@@ -77,6 +77,25 @@ def test_equal_time_is_equal_by_a_clock_that_counts_work(field):
         assert sum(map(int, clocked.schedule.split())) > sum(map(int, cheap.schedule.split()))
 
 
+def test_a_machine_that_became_slower_is_timed_again():
+    """Curves say time = 1 - saving; from then on everything takes a fifth longer."""
+    class Slower(compare._Comparison):
+        def __init__(self):
+            self._curves, self.calls = {}, 0
+
+        def timed(self, wanted):
+            self.calls += 1
+            longer = 1.0 if self.calls == 1 else 1.2
+            return {(m, s): compare.Ready(s, None, longer * (1 - s), 0, 0, 1) for m, s in wanted}
+
+    machine = Slower()
+    ready = machine.at_time([TOP_K, MEANS], 0.5)
+    assert set(ready) == {TOP_K, MEANS}
+    assert all(r.time == pytest.approx(0.5, rel=0.03) for r in ready.values())
+    assert all(r.saving == pytest.approx(1 - 0.5 / 1.2, abs=0.02) for r in ready.values())
+    assert machine.calls == 3                                       # the curves, a try that misses, one that does not
+
+
 def test_entries_are_what_the_model_answers(field):
     model, images, _, _, entries = field
     e = at(entries, OURS.label, "macs", 0.6)
