@@ -1,7 +1,7 @@
 """Would the tests notice? Plants each mistake of `tests/mutants.py` and runs the tests that must fail on it.
 
     python tools/run_mutants.py                 all of them (`make mutants`)
-    python tools/run_mutants.py clustering      only those whose function contains the word
+    python tools/run_mutants.py clustering      only those whose function or tests contain the word
 
 One process imports torch and everything else once and forks a child per mistake. The child imports tokenpool from an
 overlay: a folder of symbolic links to the package in which one file is replaced. Processes that a test starts import
@@ -199,7 +199,10 @@ def main(words: list[str]) -> int:
         except ImportError:
             print(f"({name} is not installed)")
     chosen = [Mutant(*m) for m in MUTANTS]
-    chosen = [m for m in chosen if all(w in m.function or w in m.tests for w in words)]
+    chosen = [m for m in chosen if not words or any(w in m.function or w in m.tests for w in words)]
+    if not chosen:
+        print(f"No mistake's function or tests contain {' or '.join(words)}. Give words such as clustering or test_vit.")
+        return 1
     began, waiting, running, wrong = time.monotonic(), runs(chosen)[::-1], {}, 0
     while waiting or running:
         while waiting and len(running) < WORKERS:
