@@ -201,7 +201,7 @@ def main(words: list[str]) -> int:
     chosen = [Mutant(*m) for m in MUTANTS]
     chosen = [m for m in chosen if not words or any(w in m.function or w in m.tests for w in words)]
     if not chosen:
-        print(f"No mistake's function or tests contain {' or '.join(words)}. Give words such as clustering or test_vit.")
+        print(f"No mistake's function or tests contain {' or '.join(words)}. Try clustering or test_vit.")
         return 1
     began, waiting, running, wrong = time.monotonic(), runs(chosen)[::-1], {}, 0
     while waiting or running:
