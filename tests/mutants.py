@@ -194,5 +194,5 @@ MUTANTS = [
     ("report.clusters.merge_tree", "nn.functional.normalize(tokens.double(), dim=1)", "tokens.double()",
      "test_clusters.py -k scikit_learn"),
     ("report.clusters.cut", "first == b", "first == a", "test_clusters.py -k scikit_learn"),
-    ("report.clusters.paint", "np.bincount(group.ravel())[:, None]", "1", "test_clusters.py -k images_by_hand"),
+    ("report.figures.cluster_image", "np.maximum(size, 1)[:, None]", "1", "test_clusters.py -k images_by_hand"),
 ]

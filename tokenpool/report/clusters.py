@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from tokenpool.data.files import replace_file
 from tokenpool.data.photographs import photographs
-from tokenpool.data.weights import data_folder
+from tokenpool.data.weights import shipped_weights
 from tokenpool.models.vit import PooledViT
+from tokenpool.report.figures import cluster_image
 
 BLOCKS = (3, 6, 9, 12)
 SIZE = 448                                  # pixels: 32 x 32 patches of 14, near the paper's 24 x 24
@@ -104,7 +105,7 @@ def photograph(name: str, pixels: np.ndarray, vit: Any, blocks: Sequence[int] = 
 
 def shipped() -> list[Photograph]:
     """Six photographs of scikit-image and scikit-learn with their trees at 448 px, from vits14 (see data/README.md)."""
-    stored = np.load(data_folder() / "clusters" / "vits14-448.npz")
+    stored = np.load(shipped_weights("clusters/vits14-448.npz"))
     names = list(dict.fromkeys(key.split("/")[0] for key in stored.files))
     images = photographs(SIZE, names)
     return [Photograph(name, images[name], (SIZE // 14, SIZE // 14),
@@ -120,18 +121,16 @@ def save(path: Path, made: Sequence[Photograph]) -> None:
 
 # ---- images ----
 
-def paint(photo: Photograph, labels: np.ndarray, outline: int = 255) -> np.ndarray:
+def paint(photo: Photograph, labels: np.ndarray) -> np.ndarray:
     """The photograph with every cluster in its mean colour and an outline between clusters, (H, W, 3) uint8."""
-    (rows, cols), (_, height, width) = photo.grid, photo.pixels.shape
-    group = labels.reshape(rows, cols).repeat(height // rows, 0).repeat(width // cols, 1)
-    pixels = photo.pixels.transpose(1, 2, 0).reshape(-1, 3).astype(float)
-    sums = np.stack([np.bincount(group.ravel(), channel) for channel in pixels.T], 1)
-    out = (sums / np.bincount(group.ravel())[:, None])[group]
-    edge = np.zeros(group.shape, bool)
-    edge[:, 1:] |= group[:, 1:] != group[:, :-1]
-    edge[1:] |= group[1:] != group[:-1]
-    out[edge] = outline
-    return np.rint(out).astype(np.uint8)
+    return cluster_image(photo.pixels, labels, photo.grid, scale=1, grey=255)
+
+
+def blank(photo: Photograph, kept: np.ndarray) -> np.ndarray:
+    """The photograph with all but the patches in `kept` blanked out, (H, W, 3) uint8."""
+    patches = np.arange(photo.grid[0] * photo.grid[1])
+    return cluster_image(photo.pixels, patches, photo.grid, np.isin(patches, kept), scale=1, outlines=False,
+                         paper=225)
 
 
 def figure(photos: Sequence[Photograph], block: int = 6, kept: int = 64, ks: Sequence[int] = (64, 16, 6),
@@ -150,14 +149,6 @@ def figure(photos: Sequence[Photograph], block: int = 6, kept: int = 64, ks: Seq
             small = Image.fromarray(np.ascontiguousarray(cell)).resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(small, (column * (side + gap), head + row * (side + gap)))
     return sheet
-
-
-def blank(photo: Photograph, kept: np.ndarray, paper: int = 225) -> np.ndarray:
-    """The photograph with all but the patches in `kept` blanked out, (H, W, 3) uint8."""
-    (rows, cols), (_, height, width) = photo.grid, photo.pixels.shape
-    stays = np.isin(np.arange(rows * cols), kept).reshape(rows, cols)
-    stays = stays.repeat(height // rows, 0).repeat(width // cols, 1)
-    return np.where(stays[..., None], photo.pixels.transpose(1, 2, 0), paper).astype(np.uint8)
 
 
 # ---- the page ----

@@ -226,12 +226,14 @@ def _places(found: Mapping[str, Mapping[tuple, object]]) -> list[tuple[str, floa
 # ---- images of clusters (the paper's Fig. 1c) ----
 
 def cluster_image(image: np.ndarray, labels: np.ndarray, grid: tuple[int, int], kept: np.ndarray | None = None,
-                    scale: int = 2) -> np.ndarray:
+                  scale: int = 2, *, outlines: bool = True, grey: int | None = None, paper: int = 244) -> np.ndarray:
     """The image as its tokens see it: every group of patches in its mean colour, with outlines between groups.
 
     Args:
         image: (3, H, W) uint8. labels: (N,) group of every patch.
         kept: (N,) bool for selections: patches that stay are shown as they are, all others are blank.
+        grey, paper: levels of the outlines (None: dark between groups, lighter around patches that stay) and of what is
+            blank.
 
     Returns:
         (scale * H, scale * W, 3) uint8.
@@ -244,17 +246,19 @@ def cluster_image(image: np.ndarray, labels: np.ndarray, grid: tuple[int, int], 
     image = image.transpose(1, 2, 0).astype(np.float64)
     if kept is not None:
         stays = kept[patch_of]
-        image = np.where(stays[..., None], image, 244.0)
+        image = np.where(stays[..., None], image, float(paper))
     else:
         size = np.bincount(group.ravel())
         means = np.stack([np.bincount(group.ravel(), image[..., c].ravel()) for c in range(3)], 1)
         image = (means / np.maximum(size, 1)[:, None])[group]
     big = image.repeat(scale, 0).repeat(scale, 1)
+    if not outlines:
+        return np.rint(big).astype(np.uint8)
     line = (kept[patch_of] * (patch_of + 1) if kept is not None else group).repeat(scale, 0).repeat(scale, 1)
     edge = np.zeros(line.shape, bool)
     edge[1:] |= line[1:] != line[:-1]
     edge[:, 1:] |= line[:, 1:] != line[:, :-1]
-    big[edge] = 20 if kept is None else 120
+    big[edge] = grey if grey is not None else 20 if kept is None else 120
     return np.rint(big).astype(np.uint8)
 
 
